@@ -1,0 +1,1 @@
+"""A DICOM node that turns images into LABELMAP segmentations and delivers them."""

@@ -1,0 +1,5 @@
+"""`python -m segnode` is the command `segnode`."""
+
+from segnode.cli import main
+
+main()

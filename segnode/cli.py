@@ -1,0 +1,157 @@
+"""The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from segnode.config import Config, DestinationConfig, DimseAddress, is_http, parse_dimse_address, read_config
+from segnode.errors import ConfigError, LabelError, SegnodeError
+
+_config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The configuration; without it ./segnode.toml where there is one, else the defaults.",
+)
+
+
+class _Commands(click.Group):
+    """Errors of our own end a command with their message: 2 for a configuration, 1 for failed work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, LabelError) as error:
+            click.echo(f"segnode: {error}", err=True)
+            ctx.exit(2)
+        except SegnodeError as error:
+            click.echo(f"segnode: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="segnode")
+def main() -> None:
+    """A DICOM node that turns images into LABELMAP segmentations and delivers them."""
+
+
+@main.command()
+@_config_option
+@click.option(
+    "--role", "roles", multiple=True, type=click.Choice(["dimse", "web", "worker"]), help="Only this role; may be repeated."
+)
+def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
+    """Run the node until SIGTERM or Ctrl-C."""
+    from segnode.logs import configure_logs
+    from segnode.node import ROLES
+    from segnode.pipeline.rules import resolve_rules
+    from segnode.roles import supervise
+
+    config = read_config(config_file)
+    resolve_rules(config)
+    _announce(config)
+    configure_logs("supervisor")
+    sys.exit(supervise(roles or ROLES, config_file))
+
+
+@main.command(hidden=True)
+@_config_option
+@click.argument("role")
+@click.option("--parent", type=int, required=True)
+@click.option("--ready-fd", type=int, required=True)
+def role(config_file: Path | None, role: Any, parent: int, ready_fd: int) -> None:
+    """Run one role of a node; `segnode serve` starts these."""
+    from segnode.logs import configure_logs
+    from segnode.node import run_role
+    from segnode.roles import die_with_parent
+
+    die_with_parent(parent)
+    configure_logs(role)
+
+    def ready() -> None:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+
+    try:
+        run_role(role, read_config(config_file), ready)
+    except OSError as error:
+        click.echo(f"segnode: {role} cannot start: {error.strerror or error}: is another program using its port?", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@_config_option
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--to", required=True, help="AETITLE@host:port, or the name of a destination that is one.")
+def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
+    """Send DICOM files, and those in folders, by C-STORE, as they are."""
+    from segnode.dimse.scu import send_files
+
+    config = read_config(config_file)
+    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    address = _dimse_address(config.destinations, to)
+    with click.progressbar(
+        send_files(files, address, config.node.ae_title), length=len(files), label="sending", file=sys.stderr
+    ) as sent:
+        count = sum(1 for _ in sent)
+    click.echo(f"{count} sent to {address.ae_title}")
+
+
+@main.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def jobs(config_file: Path | None, *, as_json: bool) -> None:
+    """List what the node has decided to do, and how far it is."""
+    from segnode.node import open_jobs
+
+    found = open_jobs(read_config(config_file)).all()
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for job in found:
+        created = datetime.fromtimestamp(job.created_at).astimezone().isoformat(" ", "seconds")
+        click.echo(f"{job.id}  {job.state:<11} {created}  {job.model} {job.model_version}  series {job.series_instance_uid}")
+        for line in filter(None, (job.note, job.error)):
+            click.echo(f"    {line}")
+        for delivery in job.deliveries:
+            tried = f"{delivery.attempts} attempt(s)" + (f", {delivery.last_answer}" if delivery.last_answer else "")
+            click.echo(f"    {delivery.destination}: {delivery.state} {delivery.form} ({tried})")
+
+
+@main.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("segnode-demo"),
+    show_default=True,
+    help="Where the contact sheet goes.",
+)
+def demo(folder: Path | None, out: Path) -> None:
+    """Show the whole path: a CT series in, a LABELMAP SEG in an archive, fetched back and compared.
+
+    With FOLDER the series in it is used instead of a synthetic CT.
+    """
+    from segnode.demo import run_demo
+
+    sys.exit(run_demo(folder, out))
+
+
+def _announce(config: Config) -> None:
+    node = config.node
+    click.echo(f"{node.ae_title}: DICOM {node.dicom}, DICOMweb http://{node.http}/dicom-web, data in {config.data}", err=True)
+    if not config.destinations:
+        click.echo("There are no [[destinations]]: results are kept here and sent nowhere.", err=True)
+
+
+def _dimse_address(destinations: Sequence[DestinationConfig], to: str) -> DimseAddress:
+    named = next((destination.to for destination in destinations if destination.name == to), to)
+    if is_http(named):
+        raise ConfigError(f"--to {to}: is reached over DICOMweb; segnode send speaks C-STORE")
+    return parse_dimse_address(named, "--to")

@@ -1,0 +1,247 @@
+"""The configuration: a TOML file read once into one frozen value; whatever is wrong with it stops the start."""
+
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+
+from segnode.dicom.attributes import RULE_ATTRIBUTES
+from segnode.dicom.codes import Code
+from segnode.errors import ConfigError
+
+FormName = Literal["labelmap:jpeg-ls", "labelmap:rle", "labelmap:native"]
+FORM_NAMES: Final[tuple[FormName, ...]] = get_args(FormName)
+DEFAULT_FILE: Final = "segnode.toml"
+
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
+_DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)")
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file; every key is known."""
+
+
+class NodeConfig(_Table, frozen=True):
+    """`[node]`: how the node is called, where it listens, where it keeps everything."""
+
+    ae_title: _Text = "SEGNODE"
+    dicom: _Text = "127.0.0.1:11112"
+    http: _Text = "127.0.0.1:8080"
+    data: _Text = "./segnode-data"
+
+
+class ModelConfig(_Table, frozen=True):
+    """`[[models]]`: something that turns a volume into a labelmap."""
+
+    name: _Name
+    run: _Text
+    labels: _Text
+    version: _Text
+    family: Code = Code("DCM", "123110", "Artificial Intelligence")
+
+
+class DestinationConfig(_Table, frozen=True):
+    """`[[destinations]]`: an archive, and the forms of a SEG it is offered, best first."""
+
+    name: _Name
+    to: _Text
+    seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = ("labelmap:rle", "labelmap:native")
+
+
+class RuleConfig(_Table, frozen=True):
+    """`[[rules]]`: which series go to which model, and where the result goes."""
+
+    when: dict[str, _Text]
+    model: str
+    send_to: tuple[str, ...] = ()
+    quiet: _Seconds = 60.0
+
+
+class Config(_Table, frozen=True):
+    """The whole configuration; `folder` is where relative paths start."""
+
+    node: NodeConfig = NodeConfig()
+    models: tuple[ModelConfig, ...] = (
+        ModelConfig(
+            name="threshold",
+            run="python:segnode.models.threshold",
+            labels="threshold",
+            version="1",
+            family=Code("DCM", "123104", "Morphological Operations"),
+        ),
+    )
+    destinations: tuple[DestinationConfig, ...] = ()
+    rules: tuple[RuleConfig, ...] = (RuleConfig(when={"Modality": "CT"}, model="threshold"),)
+    folder: Path = Path()
+
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+        return self.folder / self.node.data
+
+    def model(self, name: str) -> ModelConfig:
+        """The model of that name; it exists in every configuration that was read."""
+        return next(model for model in self.models if model.name == name)
+
+
+class Address(typing.NamedTuple):
+    """A host and a port."""
+
+    host: str
+    port: int
+
+
+class DimseAddress(typing.NamedTuple):
+    """An application entity at a host and port."""
+
+    ae_title: str
+    host: str
+    port: int
+
+
+def read_config(path: Path | None) -> Config:
+    """The configuration in a file; without one `./segnode.toml` where it exists, else the defaults. Raises ConfigError."""
+    if path is None and not Path(DEFAULT_FILE).exists():
+        return Config(folder=Path.cwd())
+    path = (path or Path(DEFAULT_FILE)).absolute()
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), path.parent)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(text: str, folder: Path) -> Config:
+    """The configuration that a TOML text holds. Raises ConfigError, naming the path of the key and what is allowed."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from error
+    if "folder" in raw:
+        raise ConfigError(f"folder: unknown key; allowed: {', '.join(_keys(Config))}")
+    _require_known_keys(raw, Config, "")
+    try:
+        config = msgspec.convert({**raw, "folder": folder}, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(readable_problem(error)) from error
+    _require_coherent(config)
+    return config
+
+
+def parse_address(value: str, path: str) -> Address:
+    """`host:port`. Raises ConfigError with the path of the key."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{path}: {value!r} is not an address; allowed: host:port, for example 127.0.0.1:11112")
+    return Address(host.strip("[]"), int(port))
+
+
+def parse_dimse_address(value: str, path: str) -> DimseAddress:
+    """`AETITLE@host:port`. Raises ConfigError with the path of the key."""
+    match = _DIMSE_ADDRESS.fullmatch(value)
+    if match is None:
+        raise ConfigError(f"{path}: {value!r} is no destination; allowed: http(s)://host/dicom-web or AETITLE@host:port")
+    _require_ae_title(match["ae_title"], path)
+    return DimseAddress(match["ae_title"], *parse_address(f"{match['host']}:{match['port']}", path))
+
+
+def is_http(to: str) -> bool:
+    """Whether a destination is reached over DICOMweb."""
+    return to.startswith(("http://", "https://"))
+
+
+def readable_problem(error: msgspec.ValidationError) -> str:
+    """A validation error as `path: problem`."""
+    problem, _, path = str(error).partition(" - at `$")
+    return f"{path.strip('`.') or 'file'}: {problem}"
+
+
+def _keys(table: type[_Table]) -> list[str]:
+    return [field for field in table.__struct_fields__ if field != "folder"]
+
+
+def _require_known_keys(raw: dict[str, Any], table: type[_Table], path: str) -> None:
+    kinds = typing.get_type_hints(table)
+    for key, value in raw.items():
+        if key not in _keys(table):
+            raise ConfigError(f"{path}{key}: unknown key; allowed: {', '.join(_keys(table))}")
+        inner = _table_in(kinds[key])
+        if inner is None:
+            _require_allowed_words(value, kinds[key], f"{path}{key}")
+        elif isinstance(value, dict):
+            _require_known_keys(value, inner, f"{path}{key}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    _require_known_keys(item, inner, f"{path}{key}[{index}].")
+
+
+def _table_in(kind: Any) -> type[_Table] | None:
+    candidates = get_args(kind) if get_origin(kind) is tuple else (kind,)
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, _Table)), None)
+
+
+def _require_allowed_words(value: Any, kind: Any, path: str) -> None:
+    """Where the type is a list of words: msgspec says which word is wrong, but not which are right."""
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal and isinstance(value, list):
+        allowed = get_args(get_args(kind)[0])
+        for index, item in enumerate(value):
+            if item not in allowed:
+                raise ConfigError(f"{path}[{index}]: {item!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def _require_coherent(config: Config) -> None:
+    _require_ae_title(config.node.ae_title, "node.ae_title")
+    parse_address(config.node.dicom, "node.dicom")
+    parse_address(config.node.http, "node.http")
+    _require_unique([model.name for model in config.models], "models")
+    _require_unique([destination.name for destination in config.destinations], "destinations")
+    for index, model in enumerate(config.models):
+        _require_model(model, f"models[{index}]")
+    for index, destination in enumerate(config.destinations):
+        if not is_http(destination.to):
+            parse_dimse_address(destination.to, f"destinations[{index}].to")
+    for index, rule in enumerate(config.rules):
+        _require_rule(rule, config, f"rules[{index}]")
+
+
+def _require_model(model: ModelConfig, path: str) -> None:
+    if not re.fullmatch(r"python:[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", model.run):
+        raise ConfigError(f"{path}.run: {model.run!r} is no model; allowed: python:module or python:module:callable")
+
+
+def _require_rule(rule: RuleConfig, config: Config, path: str) -> None:
+    for keyword in rule.when:
+        if keyword not in RULE_ATTRIBUTES:
+            raise ConfigError(f"{path}.when.{keyword}: not an attribute of a series; allowed: {', '.join(RULE_ATTRIBUTES)}")
+    models = [model.name for model in config.models]
+    if rule.model not in models:
+        raise ConfigError(f"{path}.model: there is no model {rule.model!r}; allowed: {', '.join(models)}")
+    destinations = [destination.name for destination in config.destinations]
+    for index, name in enumerate(rule.send_to):
+        if name not in destinations:
+            allowed = ", ".join(destinations) or "none, there are no [[destinations]]"
+            raise ConfigError(f"{path}.send_to[{index}]: there is no destination {name!r}; allowed: {allowed}")
+    _require_unique(rule.send_to, f"{path}.send_to")
+
+
+def _require_unique(names: typing.Sequence[str], path: str) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(f"{path}[{index}]: {name!r} is there already; every name may be used once")
+
+
+def _require_ae_title(value: str, path: str) -> None:
+    if not _AE_TITLE.fullmatch(value) or not value.strip():
+        raise ConfigError(
+            f"{path}: {value!r} is not an AE title; allowed: 1 to 16 printable characters, no backslash (PS3.5 6.2)"
+        )

@@ -1,0 +1,1 @@
+"""Pure DICOM knowledge: headers, identifiers, transfer syntaxes, geometry, matching, DICOM JSON."""

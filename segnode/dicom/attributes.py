@@ -1,0 +1,46 @@
+"""The attributes that the index keeps of an object, by level; rules and queries match on these."""
+
+from typing import Final
+
+STUDY_ATTRIBUTES: Final = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "StudyID",
+)
+SERIES_ATTRIBUTES: Final = (
+    "Modality",
+    "SeriesNumber",
+    "SeriesDescription",
+    "SeriesDate",
+    "SeriesTime",
+    "BodyPartExamined",
+    "ProtocolName",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "StationName",
+    "InstitutionName",
+    "PerformedProcedureStepStartDate",
+    "PerformedProcedureStepStartTime",
+)
+INSTANCE_ATTRIBUTES: Final = (
+    "InstanceNumber",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "NumberOfFrames",
+    "ContentDate",
+    "ContentTime",
+)
+UID_ATTRIBUTES: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+
+# What a rule's `when` may name: what is one value for a whole series.
+RULE_ATTRIBUTES: Final = (*STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES)

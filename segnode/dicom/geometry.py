@@ -1,0 +1,111 @@
+"""Where slices lie in the patient: ordering them along their normal and proving that they are one volume.
+
+All coordinates are millimetres in the LPS patient coordinate system (PS3.3 C.7.6.2.1.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from segnode.errors import NotAVolume
+
+Vector = npt.NDArray[np.float64]
+
+_COSINE_TOLERANCE: Final = 1e-3
+_PIXEL_SPACING_TOLERANCE: Final = 1e-3  # of the spacing
+_SLICE_SPACING_TOLERANCE: Final = 0.05  # of the spacing
+_SHIFT_TOLERANCE_MM: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice: `position` of its first pixel's centre, `orientation` as row then column cosines, `spacing` of rows, columns."""
+
+    sop_instance_uid: str
+    frame_of_reference_uid: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    rows: int
+    columns: int
+    thickness: float
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices that are one volume: `order` lists the planes along the normal, `affine` maps (slice, row, column) to LPS mm."""
+
+    order: tuple[int, ...]
+    affine: Vector
+
+
+def stack(planes: Sequence[Plane]) -> Stack:
+    """Order planes by their position along the normal (row x column cosines) and prove that they form a regular grid.
+
+    Raises NotAVolume: several frames of reference, orientations, spacings or sizes; two slices in one place; a gap;
+    slices that are shifted against each other (a tilted gantry).
+    """
+    if not planes:
+        raise NotAVolume("the series has no image with a place in the patient")
+    _require_one_grid(planes)
+    row_cosine, column_cosine = np.reshape(planes[0].orientation, (2, 3))
+    normal = _normal(row_cosine, column_cosine)
+    positions = np.array([plane.position for plane in planes])
+    distances = positions @ normal
+    order = np.argsort(distances, kind="stable")
+    step = _slice_step(planes, order, distances, positions, normal)
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = column_cosine * planes[0].spacing[0]
+    affine[:3, 2] = row_cosine * planes[0].spacing[1]
+    affine[:3, 3] = positions[order[0]]
+    return Stack(tuple(int(i) for i in order), affine)
+
+
+def _normal(row_cosine: Vector, column_cosine: Vector) -> Vector:
+    lengths = np.linalg.norm(row_cosine), np.linalg.norm(column_cosine)
+    if not np.allclose(lengths, 1, atol=_COSINE_TOLERANCE) or abs(row_cosine @ column_cosine) > _COSINE_TOLERANCE:
+        raise NotAVolume("ImageOrientationPatient does not hold two perpendicular unit vectors")
+    normal = np.cross(row_cosine, column_cosine)
+    return np.asarray(normal / np.linalg.norm(normal))
+
+
+def _require_one_grid(planes: Sequence[Plane]) -> None:
+    first = planes[0]
+    for plane in planes:
+        where = f"SOP instance {plane.sop_instance_uid} against {first.sop_instance_uid}"
+        if plane.frame_of_reference_uid != first.frame_of_reference_uid:
+            raise NotAVolume(f"the series mixes frames of reference (FrameOfReferenceUID of {where})")
+        if not np.allclose(plane.orientation, first.orientation, rtol=0, atol=_COSINE_TOLERANCE):
+            raise NotAVolume(f"the series mixes orientations (ImageOrientationPatient of {where})")
+        if (plane.rows, plane.columns) != (first.rows, first.columns):
+            raise NotAVolume(f"the series mixes image sizes (Rows, Columns of {where})")
+        if not np.allclose(plane.spacing, first.spacing, rtol=_PIXEL_SPACING_TOLERANCE, atol=0):
+            raise NotAVolume(f"the series mixes pixel spacings (PixelSpacing of {where})")
+
+
+def _slice_step(
+    planes: Sequence[Plane], order: npt.NDArray[np.intp], distances: Vector, positions: Vector, normal: Vector
+) -> Vector:
+    if len(planes) == 1:
+        return normal * (planes[0].thickness or 1.0)
+    gaps = np.diff(distances[order])
+    usual = float(np.median(gaps))
+    for gap, before, after in zip(gaps, order, order[1:], strict=False):
+        where = f"SOP instances {planes[before].sop_instance_uid} and {planes[after].sop_instance_uid}"
+        if gap <= _SLICE_SPACING_TOLERANCE * usual or usual == 0:
+            raise NotAVolume(
+                f"two slices lie in one place ({where}): is the series a time series, or sent twice under new UIDs?"
+            )
+        if abs(gap - usual) > _SLICE_SPACING_TOLERANCE * usual:
+            raise NotAVolume(
+                f"there is a gap of {gap:.2f} mm where {usual:.2f} mm is usual ({where}): were all images received?"
+            )
+    offsets = positions[order] - positions[order[0]]
+    shifts = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
+    if shifts.max() > _SHIFT_TOLERANCE_MM:
+        raise NotAVolume(f"the slices are shifted against each other by up to {shifts.max():.2f} mm: the gantry was tilted")
+    return np.asarray(offsets[-1] / (len(planes) - 1))

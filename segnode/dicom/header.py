@@ -1,0 +1,230 @@
+"""The header of a DICOM file: a walk over its top-level elements that decodes only what is asked for.
+
+It reads no pixel data, follows no nesting by recursion and holds a bounded amount of a deflated data set, so that
+a hostile object costs no more than an honest one.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+
+from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES, UID_ATTRIBUTES
+from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
+from segnode.dicom.uids import is_uid
+from segnode.errors import BadIdentifier, Mismatch, NotDicom
+
+_PREAMBLE: Final = 128
+_UNDEFINED: Final = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+_LONGEST_VALUE: Final = 64 * 1024
+_LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
+_BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
+_CHARACTER_SET_TAG: Final = 0x00080005
+_DATA_SET: Final = 0x00030000
+_PIXELS_AND_BEYOND: Final = 0x7FE00008
+_BEYOND_ANY: Final = 1 << 32
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the node needs to know of an object: its identity, its encoding and the attributes that are indexed.
+
+    `attributes` holds DICOM text by keyword, several values joined by a backslash; absent and empty are both left out.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    dataset_offset: int
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Element:
+    tag: int
+    vr: bytes
+    offset: int
+    length: int
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read the header of a Part 10 file that is open for reading.
+
+    Raises NotDicom (PS3.10 7.1 not followed, or an element that ends beyond the file), BadIdentifier (a missing UID,
+    or a value that is none), Mismatch (the file meta information names another object).
+    """
+    meta, dataset_offset = _read_file_meta(file)
+    transfer_syntax = _required_uid(meta, "TransferSyntaxUID")
+    found = _read_dataset(file, dataset_offset, encoding_of(transfer_syntax))
+    uids = {keyword: _required_uid(found, keyword) for keyword in UID_ATTRIBUTES}
+    for in_meta, in_dataset in (("MediaStorageSOPClassUID", "SOPClassUID"), ("MediaStorageSOPInstanceUID", "SOPInstanceUID")):
+        if meta.get(in_meta) and meta[in_meta] != uids[in_dataset]:
+            raise Mismatch(f"{in_dataset} of the data set is not what the command or file meta information says", in_dataset)
+    return Header(
+        sop_class_uid=uids["SOPClassUID"],
+        sop_instance_uid=uids["SOPInstanceUID"],
+        study_instance_uid=uids["StudyInstanceUID"],
+        series_instance_uid=uids["SeriesInstanceUID"],
+        transfer_syntax_uid=transfer_syntax,
+        dataset_offset=dataset_offset,
+        attributes={keyword: value for keyword, value in found.items() if keyword not in UID_ATTRIBUTES and value},
+    )
+
+
+def _read_file_meta(file: BinaryIO) -> tuple[dict[str, str], int]:
+    start = file.read(_PREAMBLE + 4)
+    if start[_PREAMBLE:] != b"DICM":
+        raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
+    wanted = {tag_for_keyword(k): k for k in ("TransferSyntaxUID", "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")}
+    values: dict[str, str] = {}
+    offset = file.tell()
+    for element in _walk(file, Encoding(), stop=_DATA_SET):
+        offset = element.offset + element.length
+        if element.tag in wanted and element.length <= _LONGEST_VALUE:
+            values[wanted[element.tag]] = _text(_value(file, element))
+    return values, offset
+
+
+_INDEXED: Final[Mapping[int, str]] = {
+    tag: keyword
+    for keyword in (*UID_ATTRIBUTES, *STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES, *INSTANCE_ATTRIBUTES)
+    if (tag := tag_for_keyword(keyword)) is not None
+}
+
+
+def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> dict[str, str]:
+    file.seek(offset)
+    stream: BinaryIO = io.BytesIO(_inflate_start(file)) if encoding.deflated else file
+    order = "<" if encoding.little_endian else ">"
+    values: dict[str, str] = {}
+    encodings = ["iso8859"]
+    for element in _walk(stream, encoding, stop=_PIXELS_AND_BEYOND):
+        if element.tag == _CHARACTER_SET_TAG:
+            encodings = _python_encodings(_text(_value(stream, element)))
+        elif element.tag in _INDEXED and element.length <= _LONGEST_VALUE:
+            keyword = _INDEXED[element.tag]
+            values[keyword] = _decoded(_value(stream, element), dictionary_VR(element.tag), order, encodings)
+    return values
+
+
+def _inflate_start(file: BinaryIO) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = bytearray()
+    try:
+        while len(inflated) < _LONGEST_DEFLATED_HEADER and (block := file.read(1 << 16)):
+            inflated += inflater.decompress(block, _LONGEST_DEFLATED_HEADER - len(inflated))
+    except zlib.error as error:
+        raise NotDicom(f"the deflated data set cannot be inflated: {error}") from error
+    return bytes(inflated)
+
+
+def _walk(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[_Element]:
+    """The top-level elements from here to the tag `stop`; the value of each may be read before the next is asked for."""
+    end = _end_of(file)
+    while (element := _next_element(file, encoding, stop)) is not None:
+        if element.length == _UNDEFINED:
+            inside = Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
+            _skip_undefined_length(file, inside)
+            element = _Element(element.tag, element.vr, element.offset, file.tell() - element.offset)
+        elif element.offset + element.length > end:
+            raise NotDicom(f"the data ends inside {_name(element.tag)}", _name(element.tag))
+        yield element
+        file.seek(element.offset + element.length)
+
+
+def _next_element(file: BinaryIO, encoding: Encoding, stop: int = _BEYOND_ANY) -> _Element | None:
+    start = file.read(8)
+    if not start:
+        return None
+    if len(start) < 8:
+        raise NotDicom("the data ends inside the header of an element")
+    order = "<" if encoding.little_endian else ">"
+    group, number = struct.unpack(order + "HH", start[:4])
+    tag = group << 16 | number
+    if tag >= stop:
+        return None
+    if encoding.implicit_vr or group == 0xFFFE:
+        return _Element(tag, b"", file.tell(), struct.unpack(order + "I", start[4:])[0])
+    vr = start[4:6]
+    if not (vr.isalpha() and vr.isupper()):
+        raise NotDicom(f"{_name(tag)} has no value representation that PS3.5 knows: is the transfer syntax right?", _name(tag))
+    if vr not in _LONG_VRS:
+        return _Element(tag, vr, file.tell(), struct.unpack(order + "H", start[6:])[0])
+    length = file.read(4)
+    if len(length) < 4:
+        raise NotDicom(f"the data ends inside the header of {_name(tag)}", _name(tag))
+    return _Element(tag, vr, file.tell(), struct.unpack(order + "I", length)[0])
+
+
+def _skip_undefined_length(file: BinaryIO, encoding: Encoding) -> None:
+    """Go past a value of undefined length: sequences, items and elements in them, with a count instead of recursion."""
+    open_ends = [_SEQUENCE_END]
+    encodings = [encoding]
+    while open_ends:
+        element = _next_element(file, encodings[-1])
+        if element is None:
+            raise NotDicom("the data ends inside a sequence of undefined length")
+        if element.tag == open_ends[-1]:
+            open_ends.pop()
+            encodings.pop()
+        elif element.length != _UNDEFINED:
+            file.seek(element.offset + element.length)
+        else:
+            open_ends.append(_ITEM_END if element.tag == _ITEM else _SEQUENCE_END)
+            encodings.append(Encoding(implicit_vr=True) if element.vr == b"UN" else encodings[-1])
+
+
+def _end_of(file: BinaryIO) -> int:
+    here = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end
+
+
+def _value(file: BinaryIO, element: _Element) -> bytes:
+    file.seek(element.offset)
+    return file.read(element.length)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \0")
+
+
+def _decoded(value: bytes, vr: str, order: str, encodings: list[str]) -> str:
+    code = _BINARY_NUMBERS.get(vr)
+    if code:
+        count = len(value) // struct.calcsize(code)
+        return "\\".join(str(n) for n in struct.unpack_from(f"{order}{count}{code}", value))
+    if vr not in ("PN", "LO", "SH", "LT", "ST", "UC", "UT"):
+        return _text(value)
+    delimiters = {0x5E, 0x3D, 0x5C} if vr == "PN" else {0x5C, 0x0A, 0x0C, 0x0D}
+    return decode_bytes(value, encodings, delimiters).strip(" \0")
+
+
+def _python_encodings(character_set: str) -> list[str]:
+    try:
+        return list(convert_encodings(character_set.split("\\")))
+    except LookupError:
+        return ["iso8859"]
+
+
+def _required_uid(values: Mapping[str, str], keyword: str) -> str:
+    value = values.get(keyword, "")
+    if not value:
+        raise BadIdentifier(f"{keyword} is missing: the object cannot be kept without it", keyword)
+    if not is_uid(value):
+        raise BadIdentifier(f"{keyword} does not hold a UID (digits and dots, 64 characters at most)", keyword)
+    return value
+
+
+def _name(tag: int) -> str:
+    return keyword_for_tag(tag) or f"({tag >> 16:04x},{tag & 0xFFFF:04x})"

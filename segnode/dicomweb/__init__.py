@@ -1,0 +1,1 @@
+"""DICOMweb (PS3.18): the resources the node serves, and the client of other people's servers."""

@@ -1,0 +1,109 @@
+"""The STOW-RS client: sends SEGs to other people's archives."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+from uuid import uuid4
+
+import httpx
+
+from segnode.config import FormName
+from segnode.dicom.status import is_passing, is_refusal_of_form, is_stored
+from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.pipeline.ports import Segmentation, Sent
+
+_REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
+_INSTANCE_UID, _REASON = "00081155", "00081197"
+_REFUSED_FORM: Final = (400, 409, 415)
+_PASSING: Final = (408, 425, 429)
+_BLOCK: Final = 1 << 16
+_TIMEOUT: Final = httpx.Timeout(120, connect=10)
+
+
+@dataclass(frozen=True)
+class StowDestination:
+    """An archive that is reached by STOW-RS; `root` is its DICOMweb root."""
+
+    root: str
+
+    def send(self, segmentation: Segmentation, forms: Sequence[FormName]) -> Sent:
+        """Post each form in turn until one is stored; see the port Destination."""
+        refusals = []
+        for name in forms:
+            try:
+                return Sent(name, self._post(segmentation, name))
+            except FormRefused as refusal:
+                refusals.append(f"{name} {refusal}")
+        raise DeliveryRefused(f"{self.root} refuses every form: {', '.join(refusals)}")
+
+    def _post(self, segmentation: Segmentation, name: FormName) -> str:
+        boundary = uuid4().hex
+        headers = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            "Accept": "application/dicom+json",
+        }
+        part10 = segmentation.part10(name)
+        # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
+        body = chain([head], _blocks(part10), [tail])
+        try:
+            response = httpx.post(f"{self.root.rstrip('/')}/studies", content=body, headers=headers, timeout=_TIMEOUT)
+        except httpx.TransportError as error:
+            raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
+        return _answer(response, segmentation.sop_instance_uid)
+
+
+def _blocks(part10: bytes) -> Iterator[bytes]:
+    for start in range(0, len(part10), _BLOCK):
+        yield part10[start : start + _BLOCK]
+
+
+def _answer(response: httpx.Response, sop_instance_uid: str) -> str:
+    """What the archive said of the object: stored is only what it lists as stored, whatever the HTTP status."""
+    document = _document(response)
+    answer = f"HTTP {response.status_code}"
+    if any(_first(item, _INSTANCE_UID) == sop_instance_uid for item in _items(document, _REFERENCED)):
+        return answer
+    for item in (*_items(document, _FAILED), *_items(document, _OTHER)):
+        reason = _first(item, _REASON)
+        if isinstance(reason, int):
+            return _judge(reason, f"{answer}, failure reason 0x{reason:04X}")
+    if response.status_code in _REFUSED_FORM:
+        raise FormRefused(answer)
+    if response.status_code >= 500 or response.status_code in _PASSING:
+        raise DeliveryDeferred(answer)
+    if response.is_success:
+        raise DeliveryDeferred(f"{answer}, but the object is not in the list of what was stored")
+    raise DeliveryRefused(answer)
+
+
+def _judge(reason: int, answer: str) -> str:
+    if is_stored(reason):
+        return answer
+    if is_passing(reason):
+        raise DeliveryDeferred(answer)
+    if is_refusal_of_form(reason):
+        raise FormRefused(answer)
+    raise DeliveryRefused(answer)
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    if isinstance(document, list) and len(document) == 1:
+        document = document[0]
+    return document if isinstance(document, dict) else {}
+
+
+def _items(document: dict[str, Any], tag: str) -> list[dict[str, Any]]:
+    items = document.get(tag, {}).get("Value") or []
+    return [item for item in items if isinstance(item, dict)]
+
+
+def _first(item: dict[str, Any], tag: str) -> Any:
+    return (item.get(tag, {}).get("Value") or [None])[0]

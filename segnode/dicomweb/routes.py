@@ -1,0 +1,101 @@
+"""The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from segnode.dicomweb import qido, wado
+from segnode.dicomweb.stow import StoreRequest, boundary_of
+from segnode.errors import NotFound
+from segnode.pipeline.receive import Receiver
+from segnode.store.index import Instance, Level
+
+_JSON = "application/dicom+json"
+
+
+@dataclass(frozen=True)
+class DicomWeb:
+    """The resources under one root, on one store."""
+
+    receiver: Receiver
+
+    def routes(self) -> list[Route]:
+        """What is to be mounted under the DICOMweb root."""
+        study, series = "/studies/{study}", "/studies/{study}/series/{series}"
+        instance = series + "/instances/{instance}"
+        return [
+            Route("/studies", self._store, methods=["POST"]),
+            Route(study, self._store, methods=["POST"]),
+            Route("/studies", self._search("studies")),
+            Route("/series", self._search("series")),
+            Route("/instances", self._search("instances")),
+            Route(f"{study}/series", self._search("series")),
+            Route(f"{study}/instances", self._search("instances")),
+            Route(f"{series}/instances", self._search("instances")),
+            *(Route(path, self._retrieve) for path in (study, series, instance)),
+            *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
+        ]
+
+    async def _store(self, request: Request) -> Response:
+        boundary = boundary_of(request.headers.get("content-type", ""))
+        if boundary is None:
+            reason = 'the body must be multipart/related; type="application/dicom"'
+            return Response(reason, 415, media_type="text/plain")
+        store = StoreRequest(self.receiver, boundary, request.path_params.get("study"))
+        try:
+            async for block in request.stream():
+                await run_in_threadpool(store.feed, block)
+            stored = store.finish()
+        finally:
+            await run_in_threadpool(store.close)
+        return _json(stored.document(_root(request)), stored.http_status)
+
+    def _search(self, level: Level) -> Callable[[Request], Response]:
+        def search(request: Request) -> Response:
+            query = qido.parse_query(level, request.query_params.multi_items())
+            names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+            within = {names[name]: uid for name, uid in request.path_params.items()}
+            found = qido.search(self.receiver.index, level, within, query, _root(request))
+            response = _json(found) if found else Response(status_code=204)
+            if query.ignored:
+                response.headers["Warning"] = f'299 segnode "these keys are not matched: {", ".join(query.ignored)}"'
+            return response
+
+        return search
+
+    def _retrieve(self, request: Request) -> Response:
+        wanted = wado.parse_accept(request.headers.get("accept", ""))
+        objects = self.receiver.objects
+        instances = self._held(request)
+        first = wado.instance_blocks(objects, instances[0], wanted)
+        if not wanted.multipart and len(instances) == 1:
+            return StreamingResponse(first[1], media_type=f"application/dicom; transfer-syntax={first[0]}")
+        rest = (wado.instance_blocks(objects, instance, wanted) for instance in instances[1:])
+        boundary = uuid4().hex
+        blocks = wado.multipart_blocks((part for parts in ([first], rest) for part in parts), boundary)
+        return StreamingResponse(blocks, media_type=f'multipart/related; type="application/dicom"; boundary={boundary}')
+
+    def _metadata(self, request: Request) -> Response:
+        return _json([wado.instance_metadata(self.receiver.objects, instance) for instance in self._held(request)])
+
+    def _held(self, request: Request) -> list[Instance]:
+        instances = self.receiver.index.instances(**request.path_params)
+        if not instances:
+            raise NotFound("nothing is held under that URL")
+        return instances
+
+
+def _root(request: Request) -> str:
+    """The URL of the DICOMweb root as the client knows it."""
+    return f"{request.url.scheme}://{request.url.netloc}{request.scope['root_path']}"
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document, ensure_ascii=False, separators=(",", ":")), status, media_type=_JSON)

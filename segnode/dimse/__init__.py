@@ -1,0 +1,1 @@
+"""DIMSE: the storage SCP and SCU; the only package that imports pynetdicom."""

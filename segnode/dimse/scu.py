@@ -1,0 +1,125 @@
+"""The Storage SCU: sends files to an application entity, and SEGs in the best form that it accepts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+from pydicom import dcmread
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
+
+from segnode.config import DimseAddress, FormName
+from segnode.dicom.header import read_header
+from segnode.dicom.status import is_passing, is_refusal_of_form, is_stored
+from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
+from segnode.dimse.switches import set_switches
+from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.pipeline.ports import Segmentation, Sent
+from segnode.seg.forms import FORMS
+
+_MAXIMUM_PDU: Final = 131072
+_MOST_CONTEXTS: Final = 128
+_CONNECT_S: Final = 10
+_ANSWER_S: Final = 120
+
+
+@dataclass(frozen=True)
+class DimseDestination:
+    """An archive that is reached by C-STORE."""
+
+    address: DimseAddress
+    calling_ae: str
+
+    def send(self, segmentation: Segmentation, forms: Sequence[FormName]) -> Sent:
+        """Offer every form in one association and send the best that is accepted; see the port Destination."""
+        wanted = {(str(FORMS[f].sop_class_uid), str(FORMS[f].transfer_syntax_uid)) for f in forms}
+        with associate(self.address, self.calling_ae, wanted) as association:
+            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
+            refusals = []
+            for name in forms:
+                form = FORMS[name]
+                if (form.sop_class_uid, form.transfer_syntax_uid) not in accepted:
+                    refusals.append(f"{name} not accepted at negotiation")
+                    continue
+                try:
+                    return Sent(name, _store(association, segmentation.part10(name)))
+                except FormRefused as refusal:
+                    refusals.append(f"{name} {refusal}")
+        what = uid_name(segmentation.sop_class_uid)
+        raise DeliveryRefused(f"{self.address.ae_title} refuses SOP class {what}: {', '.join(refusals)}")
+
+
+def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) -> Iterator[tuple[Path, str]]:
+    """Send Part 10 files as they are; yields each with what was answered.
+
+    Raises DeliveryDeferred and DeliveryRefused, naming the file that was not taken.
+    """
+    for batch in _batches(files):
+        with associate(address, calling_ae, set(batch.values())) as association:
+            for file in batch:
+                try:
+                    yield file, _store(association, file)
+                except (FormRefused, ValueError) as error:
+                    raise DeliveryRefused(f"{file}: {address.ae_title} refuses {uid_name(batch[file][0])}: {error}") from error
+
+
+def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
+    """Files in turn, with the SOP class and transfer syntax of each: no batch needs more contexts than an association has."""
+    batch: dict[Path, tuple[str, str]] = {}
+    for path in files:
+        with path.open("rb") as file:
+            header = read_header(file)
+        kind = (header.sop_class_uid, header.transfer_syntax_uid)
+        if kind not in batch.values() and len(set(batch.values())) == _MOST_CONTEXTS:
+            yield batch
+            batch = {}
+        batch[path] = kind
+    if batch:
+        yield batch
+
+
+@contextmanager
+def associate(address: DimseAddress, calling_ae: str, kinds: set[tuple[str, str]]) -> Iterator[Association]:
+    """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred."""
+    set_switches()
+    ae = AE(calling_ae)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.connection_timeout = _CONNECT_S
+    ae.dimse_timeout = ae.network_timeout = _ANSWER_S
+    contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
+    association = ae.associate(address.host, address.port, contexts=contexts, ae_title=address.ae_title, max_pdu=_MAXIMUM_PDU)
+    where = f"{address.ae_title}@{address.host}:{address.port}"
+    if association.is_rejected:
+        raise DeliveryDeferred(f"{where} rejected the association ({_rejection(association)})")
+    if not association.is_established and not association.rejected_contexts:
+        raise DeliveryDeferred(f"{where} cannot be reached, or broke off")
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _rejection(association: Association) -> str:
+    answer = association.acceptor.primitive
+    return answer.reason_str if answer is not None else "no reason given"
+
+
+def _store(association: Association, source: bytes | Path) -> str:
+    status = association.send_c_store(dcmread(BytesIO(source)) if isinstance(source, bytes) else source)
+    if "Status" not in status:
+        raise DeliveryDeferred("the association broke off before the object was acknowledged")
+    code = int(status.Status)
+    answer = f"status 0x{code:04X}" + (f" {status.ErrorComment}" if "ErrorComment" in status else "")
+    if is_stored(code):
+        return answer
+    if is_passing(code):
+        raise DeliveryDeferred(answer)
+    if is_refusal_of_form(code):
+        raise FormRefused(answer)
+    raise DeliveryRefused(answer)

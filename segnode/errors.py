@@ -1,0 +1,104 @@
+"""Every error that segnode raises on purpose.
+
+SegnodeError
+├── ConfigError              a configuration that cannot be used
+├── Refusal                  an object that is not kept; each maps to one DIMSE status and one STOW failure reason
+│   ├── NotDicom             the bytes are not a DICOM object
+│   ├── BadIdentifier        a UID that the object needs is missing or is not a UID
+│   ├── Mismatch             the object is not what its envelope (command, file meta, URL) says
+│   └── OutOfResources       no room to keep it now
+├── BadRequest               an HTTP request that does not follow PS3.18
+├── NotFound                 nothing is held under that name
+├── NotAcceptable            held, but not in a representation the client accepts
+├── NotAVolume               a series whose slices are not one volume
+├── UnreadablePixels         an image whose pixels cannot be decoded
+├── LabelError               a label dictionary or a labelmap that does not fit it
+├── ModelFailed              the model raised, or returned what it must not
+└── DeliveryFailed           a destination did not take an object
+    ├── FormRefused          it will not take this form; another may do
+    ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
+    └── DeliveryDeferred     it could not be reached or had no room; to be tried again
+
+A message says what is wrong, with which object or attribute, and what to do. No message carries a patient's data.
+"""
+
+
+class SegnodeError(Exception):
+    """The root of segnode's own errors."""
+
+
+class ConfigError(SegnodeError):
+    """A configuration that cannot be used; the message starts with the path of the key."""
+
+
+class Refusal(SegnodeError):
+    """An object that is not kept.
+
+    `attribute` is the keyword of the offending element where there is one; `identity` the object's SOP class and
+    instance UIDs where they could be read.
+    """
+
+    def __init__(self, message: str, attribute: str | None = None) -> None:
+        super().__init__(message)
+        self.attribute = attribute
+        self.identity: tuple[str, str] | None = None
+
+
+class NotDicom(Refusal):
+    """The bytes are not a DICOM object, or end in the middle of one."""
+
+
+class BadIdentifier(Refusal):
+    """A UID that the object needs is missing, or holds something else than a UID."""
+
+
+class Mismatch(Refusal):
+    """The object is not what its envelope says."""
+
+
+class OutOfResources(Refusal):
+    """No room to keep the object now."""
+
+
+class BadRequest(SegnodeError):
+    """An HTTP request that does not follow PS3.18."""
+
+
+class NotFound(SegnodeError):
+    """Nothing is held under that name."""
+
+
+class NotAcceptable(SegnodeError):
+    """What is held cannot be given in a representation that the client accepts."""
+
+
+class NotAVolume(SegnodeError):
+    """A series whose slices are not one volume."""
+
+
+class UnreadablePixels(SegnodeError):
+    """An image whose pixels cannot be decoded."""
+
+
+class LabelError(SegnodeError):
+    """A label dictionary that is wrong, or a labelmap that does not fit it."""
+
+
+class ModelFailed(SegnodeError):
+    """The model raised an error, or returned what it must not."""
+
+
+class DeliveryFailed(SegnodeError):
+    """A destination did not take an object."""
+
+
+class FormRefused(DeliveryFailed):
+    """The destination will not take the object in this form; another form may do."""
+
+
+class DeliveryRefused(DeliveryFailed):
+    """The destination will not take the object in any form."""
+
+
+class DeliveryDeferred(DeliveryFailed):
+    """The destination could not be reached or had no room; the delivery is tried again."""

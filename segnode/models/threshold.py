@@ -1,0 +1,47 @@
+"""The built-in model: body, lungs and bone of a CT by Hounsfield units. It shows the way a model goes; it is no diagnosis."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from segnode.models import Result, Volume
+
+BODY, LUNG, BONE = 1, 2, 3
+
+_BODY_HU: Final = -300
+_LUNG_HU: Final = -400
+_BONE_HU: Final = 200
+_SMALLEST_LUNG_MM3: Final = 10_000
+_CONNECTIVITY = ndimage.generate_binary_structure(3, 1)
+
+Mask = npt.NDArray[np.bool_]
+
+
+def segment(volume: Volume) -> Result:
+    """Label body (1), lungs (2) and bone (3) of a CT volume in HU."""
+    body = _body(volume.array > _BODY_HU)
+    lungs = _large_parts(body & (volume.array < _LUNG_HU), volume)
+    labelmap = body.astype(np.uint8)
+    labelmap[lungs] = LUNG
+    labelmap[body & (volume.array > _BONE_HU)] = BONE
+    return Result(labelmap)
+
+
+def _body(dense: Mask) -> Mask:
+    """The largest connected part, with what it encloses in each slice: a table and clothes are not connected to it."""
+    parts, count = ndimage.label(dense, _CONNECTIVITY)
+    if count == 0:
+        return dense
+    largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in parts == largest])
+
+
+def _large_parts(mask: Mask, volume: Volume) -> Mask:
+    """The connected parts of at least the size of a lung's share; bowel gas and the trachea's end are smaller."""
+    parts, _ = ndimage.label(mask, _CONNECTIVITY)
+    sizes = np.bincount(parts.ravel()) * float(np.prod(volume.spacing))
+    large = sizes >= _SMALLEST_LUNG_MM3
+    large[0] = False
+    return np.asarray(large[parts])

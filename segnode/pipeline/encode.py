@@ -1,0 +1,79 @@
+"""Encoding: the labelmap of a job becomes one LABELMAP SEG that is held like any object, and is owed to its destinations."""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from pydicom import Dataset
+
+from segnode.dicom.uids import derived_uid
+from segnode.dicom.volume import Slices
+from segnode.pipeline.assemble import Assembler
+from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.receive import Receiver
+from segnode.pipeline.rules import Rule
+from segnode.seg.forms import FORMS
+from segnode.seg.write import ENCODER_REVISION, Algorithm, Identity, write_labelmap
+from segnode.store.jobs import Job, Jobs
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Writes SEGs; `secret` keys the tracking UIDs, so that nobody can guess them from a PatientID."""
+
+    assembler: Assembler
+    receiver: Receiver
+    jobs: Jobs
+    labelmaps: Labelmaps
+    device_serial_number: str
+    secret: bytes
+    clock: Callable[[], float]
+
+    def encode(self, job: Job, rule: Rule) -> None:
+        """Make the SEG of a job from its labelmap, hold it, and owe it to the rule's destinations; may be repeated.
+
+        The first SEG that was committed for a job is the one: a repeat finds it and makes no other.
+        """
+        self.jobs.enter(job.id, "encoding", self.clock())
+        slices = self.assembler.slices(job, with_pixels=False)
+        sop_instance_uid = _result_uid("instance", job, rule, slices)
+        if self.receiver.index.find(sop_instance_uid) is None:
+            part10 = self._write(job, rule, slices, sop_instance_uid)
+            with self.receiver.objects.spool() as spool:
+                spool.write(part10)
+                spool.complete()
+                self.receiver.receive(spool.path, origin="made")
+        self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())
+        self.labelmaps.delete(job.id)
+
+    def _write(self, job: Job, rule: Rule, slices: Slices, sop_instance_uid: str) -> bytes:
+        algorithm = Algorithm(rule.model.name, rule.model.version, rule.model.family)
+        identity = Identity(
+            sop_instance_uid=sop_instance_uid,
+            series_instance_uid=_result_uid("series", job, rule, slices),
+            series_description=f"Segmentation by {rule.model.name}",
+            created=datetime.fromtimestamp(job.created_at, UTC),
+            device_serial_number=self.device_serial_number,
+            software_version=version("segnode"),
+            tracking_uids=self._tracking_uids(rule, slices.images[0]),
+        )
+        labelmap = self.labelmaps.load(job.id)
+        form = FORMS[rule.first_form]
+        return write_labelmap(labelmap, slices.affine, slices.images, rule.dictionary, algorithm, identity, form)
+
+    def _tracking_uids(self, rule: Rule, image: Dataset) -> Mapping[int, str]:
+        """The same for a structure of a patient in every result of a model."""
+        tracked = [segment for segment in rule.dictionary.segment if segment.track]
+        patient = f"{image.get('IssuerOfPatientID', '')}/{image.get('PatientID', '')}"
+        return {s.segment_number: derived_uid("track", self._keyed(f"{patient}/{rule.model.name}/{s.value}")) for s in tracked}
+
+    def _keyed(self, text: str) -> str:
+        return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _result_uid(kind: str, job: Job, rule: Rule, slices: Slices) -> str:
+    images = sorted(str(image.SOPInstanceUID) for image in slices.images)
+    return derived_uid(kind, job.series_instance_uid, images, rule.digest, ENCODER_REVISION)

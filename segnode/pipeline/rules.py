@@ -1,0 +1,50 @@
+"""Rules as the pipeline knows them: resolved with their model and label dictionary, and named by a digest of all that."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from segnode.config import Config, FormName, ModelConfig, RuleConfig
+from segnode.dicom.matching import matches
+from segnode.dicom.uids import derived_digest
+from segnode.seg.segments import LabelDictionary, read_label_dictionary
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with what it names; `first_form` is what its first destination would like best."""
+
+    config: RuleConfig
+    model: ModelConfig
+    dictionary: LabelDictionary
+    first_form: FormName
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
+        return derived_digest(
+            "rule",
+            [f"{keyword}={value}" for keyword, value in sorted(self.config.when.items())],
+            self.config.send_to,
+            (self.model.name, self.model.version),
+            msgspec.json.encode(self.dictionary).decode(),
+        )
+
+    def selects(self, attributes: Mapping[str, str]) -> bool:
+        """Whether a series with these attributes is this rule's."""
+        return all(matches(value, attributes.get(keyword, "")) for keyword, value in self.config.when.items())
+
+
+def resolve_rules(config: Config) -> Sequence[Rule]:
+    """The rules of a configuration. Raises LabelError when a dictionary cannot be read."""
+    folder: Path = config.folder
+    forms = {destination.name: destination.seg[0] for destination in config.destinations}
+    rules = []
+    for rule in config.rules:
+        model = config.model(rule.model)
+        first_form = forms[rule.send_to[0]] if rule.send_to else "labelmap:rle"
+        rules.append(Rule(rule, model, read_label_dictionary(model.labels, folder), first_form))
+    return rules

@@ -1,0 +1,151 @@
+"""Workflows: the engine (DBOS) that runs what the rows ask for, and takes it up again after a crash.
+
+Two workflows, each named by the row it follows from, so that a repeat is the same workflow: making the SEG of a job
+(infer, then encode), and one attempt at a delivery. Neither waits: what is to happen later is a row with a due time.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+
+from segnode.errors import SegnodeError
+from segnode.pipeline.assemble import Superseded
+from segnode.pipeline.deliver import Deliverer
+from segnode.pipeline.encode import Encoder
+from segnode.pipeline.infer import Inferrer
+from segnode.pipeline.rules import Rule
+from segnode.store.jobs import Delivery, Job, Jobs
+
+_log = structlog.get_logger()
+
+# Raise it when the steps of a workflow change: work of the old version is then started anew from its rows.
+WORKFLOW_VERSION: Final = "1"
+
+_MAKE_QUEUE: Final = "make"
+_DELIVER_QUEUE: Final = "deliver"
+_POLL_S: Final = 0.2
+_WRITE_ATTEMPTS: Final = 20
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the workflows call; each call is repeatable and leaves its outcome in the rows."""
+
+    inferrer: Inferrer
+    encoder: Encoder
+    deliverer: Deliverer
+    jobs: Jobs
+    rules: Sequence[Rule]
+    clock: Callable[[], float]
+
+    def infer(self, job_id: str) -> bool:
+        """Make the labelmap of a job; False when the job has ended with that."""
+        return self._stage(job_id, self.inferrer.infer)
+
+    def encode(self, job_id: str) -> bool:
+        """Make the SEG of a job; False when the job has ended with that."""
+        return self._stage(job_id, self.encoder.encode)
+
+    def deliver(self, job_id: str, destination: str, attempt: int) -> None:
+        """Attempt a delivery, unless that attempt is over."""
+        delivery = self.jobs.delivery(job_id, destination)
+        if delivery.state != "waiting" or delivery.attempts != attempt:
+            return
+        try:
+            self.deliverer.attempt(delivery)
+        except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
+            _log.exception("delivery broke", job=job_id, destination=destination)
+            self.jobs.refused(delivery, _unforeseen(error), self.clock())
+
+    def _stage(self, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
+        job = self.jobs.job(job_id)
+        rule = next((rule for rule in self.rules if rule.digest == job.rule_digest), None)
+        if rule is None:
+            self.jobs.fail(job_id, "the rule that asked for it is no longer in the configuration", self.clock())
+            return False
+        try:
+            run(job, rule)
+        except Superseded as reason:
+            self.jobs.note(job_id, str(reason))
+            self.jobs.enter(job_id, "cancelled", self.clock())
+        except SegnodeError as error:
+            self.jobs.fail(job_id, str(error), self.clock())
+        except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this job, not the worker
+            _log.exception("job broke", job=job_id)
+            self.jobs.fail(job_id, _unforeseen(error), self.clock())
+        else:
+            return True
+        return False
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"unforeseen {type(error).__name__}; the log has the details"
+
+
+class Workflows:
+    """The engine, running: one per worker process, under an executor id that no other process uses."""
+
+    def __init__(self, stages: Stages, database_url: str, executor_id: str) -> None:
+        DBOS(config=_engine_config(database_url, executor_id))
+
+        # A step raises only when its rows cannot be written (a full disk): then nothing else can go on either.
+        @DBOS.step(name="infer", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        def infer(job_id: str) -> bool:
+            return stages.infer(job_id)
+
+        @DBOS.step(name="encode", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        def encode(job_id: str) -> bool:
+            return stages.encode(job_id)
+
+        @DBOS.step(name="attempt", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        def attempt(job_id: str, destination: str, number: int) -> None:
+            stages.deliver(job_id, destination, number)
+
+        @DBOS.workflow(name="make")
+        def make(job_id: str) -> None:
+            if infer(job_id):
+                encode(job_id)
+
+        @DBOS.workflow(name="deliver")
+        def deliver(job_id: str, destination: str, number: int) -> None:
+            attempt(job_id, destination, number)
+
+        self._make, self._deliver = make, deliver
+        self._asked: frozenset[str] = frozenset()
+        DBOS.launch()
+        # One model at a time: two at once would want the memory of two.
+        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=1, polling_interval_sec=_POLL_S)
+        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=_POLL_S)
+
+    def run(self, job_ids: Iterable[str], deliveries: Iterable[Delivery]) -> None:
+        """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""
+        make = {_workflow_id("make", job_id): (job_id,) for job_id in job_ids}
+        deliver = {_workflow_id("deliver", *key): key for key in map(_attempt_key, deliveries)}
+        for workflow_id in make.keys() - self._asked:
+            with SetWorkflowID(workflow_id):
+                DBOS.enqueue_workflow(_MAKE_QUEUE, self._make, *make[workflow_id])
+        for workflow_id in deliver.keys() - self._asked:
+            with SetWorkflowID(workflow_id):
+                DBOS.enqueue_workflow(_DELIVER_QUEUE, self._deliver, *deliver[workflow_id])
+        self._asked = frozenset((*make, *deliver))
+
+
+def _attempt_key(delivery: Delivery) -> tuple[str, str, int]:
+    return delivery.job_id, delivery.destination, delivery.attempts
+
+
+def _workflow_id(*parts: str | int) -> str:
+    return ":".join(map(str, (*parts, WORKFLOW_VERSION)))
+
+
+def _engine_config(database_url: str, executor_id: str) -> DBOSConfig:
+    return DBOSConfig(
+        name="segnode",
+        system_database_url=database_url,
+        application_version=WORKFLOW_VERSION,
+        executor_id=executor_id,
+        log_level="WARNING",
+    )

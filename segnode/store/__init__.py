@@ -1,0 +1,1 @@
+"""Objects and rows: the only package with SQL or object paths."""

@@ -1,0 +1,46 @@
+"""SQLite databases that lose nothing: write-ahead log, full synchronisation, writers in turn."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Engine, create_engine, event
+
+_BUSY_TIMEOUT_S: Final = 30
+_READS: Final = "segnode_reads"
+
+
+def open_database(path: Path) -> Engine:
+    """An engine on the SQLite file, made where there is none.
+
+    Transactions take the write lock at their start (BEGIN IMMEDIATE), so that two writers wait for each other instead
+    of failing; `reading(engine)` takes no lock.
+    """
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def reading(engine: Engine) -> Engine:
+    """The same engine for reading: each statement sees what is committed then, and takes no lock."""
+    return engine.execution_options(**{_READS: True})
+
+
+def workflow_database(path: Path) -> str:
+    """The URL of the workflow engine's own database, made in write-ahead mode; the engine sees to its transactions."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    return f"sqlite:///{path}"
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: _on_begin does
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Any) -> None:
+    if not connection.get_execution_options().get(_READS):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

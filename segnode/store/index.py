@@ -1,0 +1,284 @@
+"""The index: one row for each study, series and instance that is held; columns are called as DICOM calls them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Table,
+    Update,
+    and_,
+    func,
+    select,
+)
+from sqlalchemy import Index as DatabaseIndex
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import OperationalError
+
+from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
+from segnode.dicom.header import Header
+from segnode.errors import OutOfResources
+from segnode.store.database import reading
+
+Origin = Literal["received", "made"]
+Level = Literal["studies", "series", "instances"]
+
+_metadata = MetaData()
+
+
+def _attribute_columns(keywords: Iterable[str]) -> list[Column[Any]]:
+    return [Column(keyword, String, nullable=False, default="") for keyword in keywords]
+
+
+_study = Table(
+    "study",
+    _metadata,
+    Column("StudyInstanceUID", String, primary_key=True),
+    *_attribute_columns(STUDY_ATTRIBUTES),
+)
+_series = Table(
+    "series",
+    _metadata,
+    Column("SeriesInstanceUID", String, primary_key=True),
+    Column("StudyInstanceUID", ForeignKey("study.StudyInstanceUID"), nullable=False, index=True),
+    *_attribute_columns(SERIES_ATTRIBUTES),
+    Column("last_received_at", Float, nullable=False),
+    Column("considered_at", Float, nullable=False),
+)
+_instance = Table(
+    "instance",
+    _metadata,
+    Column("SOPInstanceUID", String, primary_key=True),
+    Column("SeriesInstanceUID", ForeignKey("series.SeriesInstanceUID"), nullable=False, index=True),
+    Column("SOPClassUID", String, nullable=False),
+    *_attribute_columns(INSTANCE_ATTRIBUTES),
+    Column("transfer_syntax_uid", String, nullable=False),
+    Column("object_key", String, nullable=False, unique=True),
+    Column("size", Integer, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("received_at", Float, nullable=False),
+)
+DatabaseIndex(
+    "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
+)
+_LEVELS: Final[Mapping[Level, Table]] = {"studies": _study, "series": _series, "instances": _instance}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An object that is held: its identity, encoding and place."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    object_key: str
+    size: int
+    digest: str
+    origin: Origin
+    received_at: float
+
+
+@dataclass(frozen=True)
+class QuietSeries:
+    """A series that no rule has been asked about since its last image came."""
+
+    series_instance_uid: str
+    last_received_at: float
+    attributes: Mapping[str, str]
+
+
+class Index:
+    """Rows of what is held, in a database that several processes read and write."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._writer = engine
+        self._reader = reading(engine)
+        _metadata.create_all(engine)
+
+    def add(self, header: Header, object_key: str, size: int, digest: str, origin: Origin, now: float) -> Instance:
+        """Commit the row of an object; when one of that UID is held already, nothing changes and that one is returned.
+
+        Raises OutOfResources when the database does not take it.
+        """
+        study = {"StudyInstanceUID": header.study_instance_uid, **_pick(header, STUDY_ATTRIBUTES)}
+        series = {
+            "SeriesInstanceUID": header.series_instance_uid,
+            "StudyInstanceUID": header.study_instance_uid,
+            "last_received_at": now,
+            "considered_at": now if origin == "made" else 0.0,
+            **_pick(header, SERIES_ATTRIBUTES),
+        }
+        instance = {
+            "SOPInstanceUID": header.sop_instance_uid,
+            "SeriesInstanceUID": header.series_instance_uid,
+            "SOPClassUID": header.sop_class_uid,
+            "transfer_syntax_uid": header.transfer_syntax_uid,
+            "object_key": object_key,
+            "size": size,
+            "digest": digest,
+            "origin": origin,
+            "received_at": now,
+            **_pick(header, INSTANCE_ATTRIBUTES),
+        }
+        with _room(), self._writer.begin() as connection:
+            if connection.execute(_row_of(header.sop_instance_uid)).first() is None:
+                connection.execute(insert(_study).values(study).on_conflict_do_nothing())
+                connection.execute(insert(_series).values(series).on_conflict_do_nothing())
+                connection.execute(insert(_instance).values(instance))
+                if origin == "received":
+                    connection.execute(_touch(header.series_instance_uid, now))
+            return _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
+
+    def find(self, sop_instance_uid: str) -> Instance | None:
+        """The object of that UID, or None."""
+        return next(iter(self._instances(_instance.c.SOPInstanceUID == sop_instance_uid)), None)
+
+    def instances(self, study: str, series: str | None = None, instance: str | None = None) -> list[Instance]:
+        """The objects of a study, of a series of it, or the one object; in the order they came."""
+        asked = [_series.c.StudyInstanceUID == study]
+        if series is not None:
+            asked.append(_series.c.SeriesInstanceUID == series)
+        if instance is not None:
+            asked.append(_instance.c.SOPInstanceUID == instance)
+        return self._instances(and_(*asked))
+
+    def images(self, series: str) -> list[Instance]:
+        """The objects of a series that were received, by SOP instance UID."""
+        found = self._instances(and_(_instance.c.SeriesInstanceUID == series, _instance.c.origin == "received"))
+        return sorted(found, key=lambda instance: instance.sop_instance_uid)
+
+    def quiet_series(self) -> list[QuietSeries]:
+        """Every series that no rule has been asked about since its last image came."""
+        query = select(_series, *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
+        query = query.where(_series.c.considered_at < _series.c.last_received_at)
+        with self._reader.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        keywords = (*STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES)
+        return [
+            QuietSeries(row["SeriesInstanceUID"], row["last_received_at"], {k: row[k] for k in keywords if row[k]})
+            for row in rows
+        ]
+
+    def set_considered(self, series: QuietSeries) -> None:
+        """Say that every rule has been asked about a series as it was; an image that came since makes it quiet anew."""
+        update = _series.update().where(_series.c.SeriesInstanceUID == series.series_instance_uid)
+        with self._writer.begin() as connection:
+            connection.execute(update.values(considered_at=series.last_received_at))
+
+    def search(
+        self, level: Level, within: Mapping[str, str], keys: Mapping[str, str], limit: int | None, offset: int
+    ) -> list[Mapping[str, str]]:
+        """Rows of a level with the attributes of the levels above, in a stable order.
+
+        `within` holds UIDs that must be equal; `keys` match as PS3.4 C.2.2.2 says: single value, list of UIDs,
+        wildcards, date and time ranges.
+        """
+        tables = [_study, _series, _instance][: list(_LEVELS).index(level) + 1]
+        columns = {column.name: column for table in tables for column in table.columns}
+        query = select(*columns.values()).select_from(_joined(tables))
+        for keyword, value in within.items():
+            query = query.where(columns[keyword] == value)
+        for keyword, value in keys.items():
+            query = query.where(_matches(columns[keyword], keyword, value))
+        query = query.order_by(*tables[-1].primary_key.columns).limit(limit).offset(offset)
+        with self._reader.connect() as connection:
+            return [{k: str(v) for k, v in row.items()} for row in connection.execute(query).mappings()]
+
+    def counts(self, study: str, series: str | None = None) -> Mapping[str, str]:
+        """What a study holds (ModalitiesInStudy, NumberOfStudyRelatedSeries, …Instances) or a series (…Instances)."""
+        asked = _series.c.StudyInstanceUID == study if series is None else _series.c.SeriesInstanceUID == series
+        query = select(_series.c.SeriesInstanceUID, _series.c.Modality, func.count(_instance.c.SOPInstanceUID))
+        query = query.join(_instance).where(asked).group_by(_series.c.SeriesInstanceUID)
+        with self._reader.connect() as connection:
+            rows = connection.execute(query).all()
+        instances = str(sum(row[2] for row in rows))
+        if series is not None:
+            return {"NumberOfSeriesRelatedInstances": instances}
+        return {
+            "ModalitiesInStudy": "\\".join(sorted({row[1] for row in rows})),
+            "NumberOfStudyRelatedSeries": str(len(rows)),
+            "NumberOfStudyRelatedInstances": instances,
+        }
+
+    def _instances(self, asked: ColumnElement[bool]) -> list[Instance]:
+        query = _instance_rows().where(asked).order_by(_instance.c.received_at, _instance.c.SOPInstanceUID)
+        with self._reader.connect() as connection:
+            return [_as_instance(row) for row in connection.execute(query)]
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """A full disk or a database that stays locked is no room."""
+    try:
+        yield
+    except OperationalError as error:
+        raise OutOfResources(f"the row of an object cannot be written: {error.orig}") from error
+
+
+def _instance_rows() -> Select[Any]:
+    return select(_series.c.StudyInstanceUID, _instance).join(_series)
+
+
+def _row_of(sop_instance_uid: str) -> Select[Any]:
+    return _instance_rows().where(_instance.c.SOPInstanceUID == sop_instance_uid)
+
+
+def _touch(series: str, now: float) -> Update:
+    update = _series.update().where(_series.c.SeriesInstanceUID == series)
+    return update.values(last_received_at=func.max(_series.c.last_received_at, now))
+
+
+def _pick(header: Header, keywords: Sequence[str]) -> dict[str, str]:
+    return {keyword: header.attributes.get(keyword, "") for keyword in keywords}
+
+
+def _columns(table: Table, keywords: Sequence[str]) -> list[Column[Any]]:
+    return [table.c[keyword] for keyword in keywords]
+
+
+def _joined(tables: Sequence[Table]) -> Any:
+    joined: Any = tables[0]
+    for table in tables[1:]:
+        joined = joined.join(table)
+    return joined
+
+
+def _matches(column: Column[Any], keyword: str, value: str) -> ColumnElement[bool]:
+    if keyword.endswith("UID"):
+        return column.in_(value.replace(",", "\\").split("\\"))
+    if keyword.endswith(("Date", "Time")) and "-" in value:
+        first, _, last = value.partition("-")
+        from_first = and_(column >= first, column != "")
+        return and_(from_first, column <= last + "~") if last else from_first
+    if "*" in value or "?" in value:
+        return column.op("GLOB")(value.replace("[", "[[]"))
+    return column == value
+
+
+def _as_instance(row: Row[Any]) -> Instance:
+    return Instance(
+        study_instance_uid=row.StudyInstanceUID,
+        series_instance_uid=row.SeriesInstanceUID,
+        sop_instance_uid=row.SOPInstanceUID,
+        sop_class_uid=row.SOPClassUID,
+        transfer_syntax_uid=row.transfer_syntax_uid,
+        object_key=row.object_key,
+        size=row.size,
+        digest=row.digest,
+        origin=row.origin,
+        received_at=row.received_at,
+    )

@@ -1,0 +1,245 @@
+"""Rows of the pipeline: what was decided of a series, and which objects are owed to which destination."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import Column, Connection, Engine, Float, ForeignKey, Integer, MetaData, String, Table, and_, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from segnode.store.database import reading
+
+State = Literal["waiting", "assembling", "inferring", "encoding", "delivering", "delivered", "failed", "cancelled"]
+DeliveryState = Literal["waiting", "delivered", "failed"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+_ENDED: Final = ("delivered", "failed", "cancelled")
+
+_metadata = MetaData()
+_rule = Table(
+    "rule",
+    _metadata,
+    Column("digest", String, primary_key=True),
+    Column("first_loaded_at", Float, nullable=False),
+)
+_job = Table(
+    "job",
+    _metadata,
+    Column("id", String, primary_key=True),
+    Column("series_instance_uid", String, nullable=False, index=True),
+    Column("content_digest", String, nullable=False),
+    Column("rule_digest", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("model_version", String, nullable=False),
+    Column("state", String, nullable=False, index=True),
+    Column("note", String, nullable=False, default=""),
+    Column("error", String, nullable=False, default=""),
+    Column("sop_instance_uid", String, nullable=False, default=""),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+_transition = Table(
+    "transition",
+    _metadata,
+    Column("job_id", ForeignKey("job.id"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("at", Float, nullable=False),
+)
+_delivery = Table(
+    "delivery",
+    _metadata,
+    Column("job_id", ForeignKey("job.id"), primary_key=True),
+    Column("destination", String, primary_key=True),
+    Column("sop_instance_uid", String, nullable=False),
+    Column("state", String, nullable=False, index=True),
+    Column("form", String, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("last_answer", String, nullable=False, default=""),
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided: this content of this series, by this rule, with this version of this model."""
+
+    id: str
+    series_instance_uid: str
+    content_digest: str
+    rule_digest: str
+    model: str
+    model_version: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An object that is owed to a destination, or was, and how that went."""
+
+    job_id: str
+    destination: str
+    sop_instance_uid: str
+    state: DeliveryState
+    form: str
+    attempts: int
+    next_attempt_at: float
+    created_at: float
+    last_answer: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A decision as a person sees it; `transitions` lists when it came into each state."""
+
+    id: str
+    series_instance_uid: str
+    content_digest: str
+    rule_digest: str
+    model: str
+    model_version: str
+    state: State
+    note: str
+    error: str
+    sop_instance_uid: str
+    created_at: float
+    updated_at: float
+    transitions: tuple[tuple[State, float], ...]
+    deliveries: tuple[Delivery, ...]
+
+
+class Jobs:
+    """The rows that say what the pipeline has decided and owes; they outlive whatever runs it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._writer = engine
+        self._reader = reading(engine)
+        _metadata.create_all(engine)
+
+    def load_rules(self, digests: Iterable[str], now: float) -> Mapping[str, float]:
+        """When each rule was first loaded; now, for those that were not known."""
+        with self._writer.begin() as connection:
+            for digest in digests:
+                row = {"digest": digest, "first_loaded_at": now}
+                connection.execute(insert(_rule).values(row).on_conflict_do_nothing())
+            return {row.digest: row.first_loaded_at for row in connection.execute(select(_rule))}
+
+    def decide(self, decision: Decision, now: float) -> None:
+        """Commit a decision as a waiting job; one that was made before stays as it is."""
+        row = {**vars(decision), "state": "waiting", "created_at": now, "updated_at": now}
+        with self._writer.begin() as connection:
+            added = insert(_job).values(row).on_conflict_do_nothing().returning(_job.c.id)
+            if connection.execute(added).first() is not None:
+                _record(connection, decision.id, "waiting", now)
+
+    def enter(self, job_id: str, state: State, now: float) -> None:
+        """A job comes into a state."""
+        with self._writer.begin() as connection:
+            connection.execute(_job.update().where(_job.c.id == job_id).values(state=state, updated_at=now))
+            _record(connection, job_id, state, now)
+
+    def fail(self, job_id: str, error: str, now: float) -> None:
+        """A job has failed for a reason that its person can read."""
+        with self._writer.begin() as connection:
+            values = {"state": "failed", "error": error, "updated_at": now}
+            connection.execute(_job.update().where(_job.c.id == job_id).values(values))
+            _record(connection, job_id, "failed", now)
+
+    def note(self, job_id: str, note: str) -> None:
+        """Something a person should know of a job that goes on."""
+        with self._writer.begin() as connection:
+            connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
+
+    def owe(self, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
+        """The result of a job exists and is owed to these destinations; to none means that the job is done."""
+        with self._writer.begin() as connection:
+            connection.execute(_job.update().where(_job.c.id == job_id).values(sop_instance_uid=sop_instance_uid))
+            for destination in destinations:
+                row = {
+                    "job_id": job_id,
+                    "destination": destination,
+                    "sop_instance_uid": sop_instance_uid,
+                    "state": "waiting",
+                    "next_attempt_at": now,
+                    "created_at": now,
+                }
+                connection.execute(insert(_delivery).values(row).on_conflict_do_nothing())
+            _settle(connection, job_id, now)
+
+    def delivered(self, delivery: Delivery, form: str, answer: str, now: float) -> None:
+        """A destination has taken its object."""
+        self._attempted(delivery, {"state": "delivered", "form": form, "last_answer": answer}, now)
+
+    def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
+        """A destination could not take its object now; it is owed until then."""
+        self._attempted(delivery, {"last_answer": answer, "next_attempt_at": next_attempt_at}, now)
+
+    def refused(self, delivery: Delivery, answer: str, now: float) -> None:
+        """A destination will not take its object."""
+        self._attempted(delivery, {"state": "failed", "last_answer": answer}, now)
+
+    def due(self, now: float) -> list[Delivery]:
+        """Deliveries to be attempted now."""
+        return self._deliveries(and_(_delivery.c.state == "waiting", _delivery.c.next_attempt_at <= now))
+
+    def delivery(self, job_id: str, destination: str) -> Delivery:
+        """The delivery of a job's result to a destination."""
+        return self._deliveries(and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination))[0]
+
+    def waiting(self) -> list[str]:
+        """The ids of jobs whose result does not exist yet."""
+        unfinished = _job.c.state.in_(("waiting", "assembling", "inferring", "encoding"))
+        with self._reader.connect() as connection:
+            return list(connection.execute(select(_job.c.id).where(unfinished).order_by(_job.c.created_at)).scalars())
+
+    def job(self, job_id: str) -> Job:
+        """The job of that id."""
+        return self._jobs(_job.c.id == job_id)[0]
+
+    def all(self, state: State | None = None) -> list[Job]:
+        """All jobs, or those in a state, oldest first."""
+        return self._jobs(_job.c.state == state if state else True)
+
+    def _attempted(self, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
+        mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
+        with self._writer.begin() as connection:
+            connection.execute(_delivery.update().where(mine).values(attempts=delivery.attempts + 1, **values))
+            _settle(connection, delivery.job_id, now)
+
+    def _deliveries(self, asked: Any) -> list[Delivery]:
+        query = select(_delivery).where(asked).order_by(_delivery.c.next_attempt_at, _delivery.c.destination)
+        with self._reader.connect() as connection:
+            return [Delivery(**row) for row in connection.execute(query).mappings()]
+
+    def _jobs(self, asked: Any) -> list[Job]:
+        query = select(_job).where(asked).order_by(_job.c.created_at, _job.c.id)
+        with self._reader.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+            return [self._as_job(connection, dict(row)) for row in rows]
+
+    def _as_job(self, connection: Connection, row: dict[str, Any]) -> Job:
+        in_order = select(_transition.c.state, _transition.c.at).where(_transition.c.job_id == row["id"])
+        transitions = connection.execute(in_order.order_by(_transition.c.sequence)).all()
+        deliveries = self._deliveries(_delivery.c.job_id == row["id"])
+        return Job(**row, transitions=tuple((t.state, t.at) for t in transitions), deliveries=tuple(deliveries))
+
+
+def _settle(connection: Connection, job_id: str, now: float) -> None:
+    """A job is delivering while something is owed; then delivered, or failed with what its destinations answered."""
+    rows = connection.execute(select(_delivery).where(_delivery.c.job_id == job_id)).all()
+    failures = [f"{row.destination}: {row.last_answer}" for row in rows if row.state == "failed"]
+    state: State = "delivered"
+    if any(row.state == "waiting" for row in rows):
+        state = "delivering"
+    elif failures:
+        state = "failed"
+    before = connection.execute(select(_job.c.state).where(_job.c.id == job_id)).scalar_one()
+    values = {"state": state, "error": "; ".join(failures), "updated_at": now}
+    connection.execute(_job.update().where(_job.c.id == job_id).values(values))
+    if state != before:
+        _record(connection, job_id, state, now)
+
+
+def _record(connection: Connection, job_id: str, state: State, now: float) -> None:
+    sequence = select(func.count()).select_from(_transition).where(_transition.c.job_id == job_id)
+    number = connection.execute(sequence).scalar_one()
+    connection.execute(_transition.insert().values(job_id=job_id, sequence=number, state=state, at=now))

@@ -1,0 +1,114 @@
+"""Objects: immutable Part 10 files under opaque keys; a peer's UID is never part of a path."""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+from segnode.errors import OutOfResources
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_INCOMING: Final = "incoming"
+
+
+class ObjectStore:
+    """Objects in a folder of this machine: written beside, synchronised, then renamed into place.
+
+    `owner` names the process that writes: what an earlier process of that name left half-written is deleted.
+    """
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self._folder = folder
+        self.incoming = folder / _INCOMING / owner
+        self.incoming.mkdir(parents=True, exist_ok=True)
+
+    def delete_half_written(self) -> None:
+        """Delete what an earlier process of this owner left in the incoming folder; nothing there was acknowledged."""
+        shutil.rmtree(self.incoming)
+        self.incoming.mkdir(parents=True)
+
+    def spool(self) -> "Spool":
+        """A new file to write an object into. Raises OutOfResources."""
+        return Spool(self.incoming / secrets.token_hex(16))
+
+    def keep(self, path: Path) -> str:
+        """Make a complete file of the incoming folder an object: durable, immutable, under the key that is returned.
+
+        Raises OutOfResources when the disk does not take it; the file is then where it was.
+        """
+        key = secrets.token_hex(16)
+        target = self.path(key)
+        with _room():
+            _synchronise(path)
+            self._make_folder(target.parent)
+            path.rename(target)
+            _synchronise(target.parent)
+        return key
+
+    def delete(self, key: str) -> None:
+        """Delete an object; it is no error when it is gone."""
+        self.path(key).unlink(missing_ok=True)
+
+    def path(self, key: str) -> Path:
+        """Where the object of that key lies."""
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"not an object key: {key!r}")
+        return self._folder / key[:2] / key[2:4] / key
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.exists():
+            return
+        for level in (folder.parent, folder):
+            level.mkdir(exist_ok=True)
+            _synchronise(level.parent)
+
+
+class Spool:
+    """A file that an object is being written into; as a context manager it is gone at the end unless it was kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _room():
+            self._file = path.open("xb")
+
+    def write(self, block: bytes) -> None:
+        """Append bytes. Raises OutOfResources."""
+        with _room():
+            self._file.write(block)
+
+    def complete(self) -> None:
+        """Hand all bytes to the operating system; nothing is written after this. Raises OutOfResources."""
+        with _room():
+            self._file.close()
+
+    def discard(self) -> None:
+        """Delete the file, unless it was kept."""
+        with suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutOfResources(f"an object cannot be written to disk: {error.strerror}") from error
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
