@@ -49,13 +49,9 @@ def main() -> None:
 def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
     """Run the node until SIGTERM or Ctrl-C."""
     from segnode.logs import configure_logs
-    from segnode.node import ROLES
-    from segnode.pipeline.rules import resolve_rules
-    from segnode.roles import supervise
+    from segnode.roles import ROLES, supervise
 
-    config = read_config(config_file)
-    resolve_rules(config)
-    _announce(config)
+    _announce(read_config(config_file))
     configure_logs("supervisor")
     sys.exit(supervise(roles or ROLES, config_file))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 import structlog
 
@@ -21,15 +21,13 @@ from segnode.config import Config, DestinationConfig, is_http, parse_address, pa
 from segnode.errors import ConfigError
 from segnode.pipeline.ports import Destination
 from segnode.pipeline.receive import Receiver
+from segnode.roles import Role
 from segnode.store.database import open_database, workflow_database
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
 from segnode.store.objects import ObjectStore
 
 _log = structlog.get_logger()
-
-Role = Literal["dimse", "web", "worker"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _SWEEP_S: Final = 0.5
 

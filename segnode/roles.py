@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 import structlog
 
-from segnode.node import Role
-
 _log = structlog.get_logger()
+
+Role = Literal["dimse", "web", "worker"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_WITHIN_S: Final = 10

@@ -22,7 +22,7 @@ _SHIFT_TOLERANCE_MM: Final = 0.1
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice: `position` of its first pixel's centre, `orientation` as row then column cosines, `spacing` of rows, columns."""
+    """One slice: `position` of its first pixel's centre, `orientation` as row then column cosines."""
 
     sop_instance_uid: str
     frame_of_reference_uid: str

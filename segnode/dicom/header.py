@@ -1,7 +1,7 @@
 """The header of a DICOM file: a walk over its top-level elements that decodes only what is asked for.
 
-It reads no pixel data, follows no nesting by recursion and holds a bounded amount of a deflated data set, so that
-a hostile object costs no more than an honest one.
+It goes past pixel data without reading it, follows no nesting by recursion and holds a bounded amount of a deflated
+data set, so that a hostile object costs no more than an honest one.
 """
 
 import io
@@ -28,7 +28,8 @@ _LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
 _BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
 _CHARACTER_SET_TAG: Final = 0x00080005
 _DATA_SET: Final = 0x00030000
-_PIXELS_AND_BEYOND: Final = 0x7FE00008
+_PIXELS: Final = 0x7FE00008
+_BEYOND_PIXELS: Final = 0x7FE00011
 _BEYOND_ANY: Final = 1 << 32
 
 
@@ -107,7 +108,8 @@ def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> dict[str, 
     order = "<" if encoding.little_endian else ">"
     values: dict[str, str] = {}
     encodings = ["iso8859"]
-    for element in _walk(stream, encoding, stop=_PIXELS_AND_BEYOND):
+    # Of a deflated data set only the start is there: whether its pixel data is whole shows when it is decoded.
+    for element in _walk(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
         if element.tag == _CHARACTER_SET_TAG:
             encodings = _python_encodings(_text(_value(stream, element)))
         elif element.tag in _INDEXED and element.length <= _LONGEST_VALUE:
@@ -133,7 +135,7 @@ def _walk(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[_Element]:
     while (element := _next_element(file, encoding, stop)) is not None:
         if element.length == _UNDEFINED:
             inside = Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
-            _skip_undefined_length(file, inside)
+            _skip_undefined_length(file, inside, may_lack_its_end=element.tag >= _PIXELS)
             element = _Element(element.tag, element.vr, element.offset, file.tell() - element.offset)
         elif element.offset + element.length > end:
             raise NotDicom(f"the data ends inside {_name(element.tag)}", _name(element.tag))
@@ -165,14 +167,20 @@ def _next_element(file: BinaryIO, encoding: Encoding, stop: int = _BEYOND_ANY) -
     return _Element(tag, vr, file.tell(), struct.unpack(order + "I", length)[0])
 
 
-def _skip_undefined_length(file: BinaryIO, encoding: Encoding) -> None:
-    """Go past a value of undefined length: sequences, items and elements in them, with a count instead of recursion."""
+def _skip_undefined_length(file: BinaryIO, encoding: Encoding, *, may_lack_its_end: bool) -> None:
+    """Go past a value of undefined length: sequences, items and elements in them, with a list instead of recursion.
+
+    Encapsulated pixel data that is whole but for its last delimiter is let pass: some writers leave it out.
+    """
+    end = _end_of(file)
     open_ends = [_SEQUENCE_END]
     encodings = [encoding]
     while open_ends:
         element = _next_element(file, encodings[-1])
+        if element is None and may_lack_its_end and len(open_ends) == 1 and file.tell() == end:
+            return
         if element is None:
-            raise NotDicom("the data ends inside a sequence of undefined length")
+            raise NotDicom("the data ends inside a sequence or pixel data of undefined length")
         if element.tag == open_ends[-1]:
             open_ends.pop()
             encodings.pop()

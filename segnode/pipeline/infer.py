@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import structlog
 from segnode.dicom.volume import Volume, read_volume
 from segnode.errors import ModelFailed
 from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.ports import Model, Result
+from segnode.pipeline.ports import Model
 from segnode.pipeline.rules import Rule
 from segnode.seg.segments import segment_numbers
 from segnode.store.jobs import Job, Jobs
@@ -82,11 +83,12 @@ def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer
     except Exception as error:  # a model is somebody else's code: whatever it raises is the job's failure
         _log.exception("the model raised an error", model=name)
         raise ModelFailed(f"model {name!r} raised {type(error).__name__}; the log has the details") from error
-    labelmap: object = getattr(result, "labelmap", None)
-    if not isinstance(result, Result) or not isinstance(labelmap, np.ndarray):
+    labelmap: Any = getattr(result, "labelmap", None)
+    if not isinstance(labelmap, np.ndarray):
         raise ModelFailed(f"model {name!r} returned {type(result).__name__}, not a Result with an array as its labelmap")
     if labelmap.shape != volume.array.shape:
         raise ModelFailed(f"model {name!r} returned a labelmap of shape {labelmap.shape} for {volume.array.shape}")
     if not np.issubdtype(labelmap.dtype, np.integer):
         raise ModelFailed(f"model {name!r} returned a labelmap of {labelmap.dtype}: integers are needed")
-    return labelmap
+    integers: npt.NDArray[np.integer] = labelmap
+    return integers

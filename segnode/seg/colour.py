@@ -1,5 +1,7 @@
 """Colours of segments: sRGB as people write it, CIELab as DICOM stores it (PS3.3 C.10.7.1.1)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _D50_WHITE = np.array([0.9642, 1.0, 0.8249])
@@ -16,3 +18,14 @@ def recommended_cielab(rgb: tuple[int, int, int]) -> list[int]:
     lightness, a, b = 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
     scaled = np.array([lightness / 100, (a + 128) / 255, (b + 128) / 255]) * 0xFFFF
     return [int(v) for v in np.clip(np.rint(scaled), 0, 0xFFFF)]
+
+
+def srgb(cielab: Sequence[int]) -> tuple[int, int, int]:
+    """The sRGB colour (0..255 each) of a RecommendedDisplayCIELabValue, clipped to what sRGB can show."""
+    lightness, a, b = np.array(cielab) / 0xFFFF * (100, 255, 255) - (0, 128, 128)
+    f = np.array([a / 500, 0, -b / 200]) + (lightness + 16) / 116
+    ratio = np.where(f > 6 / 29, f**3, (f - 4 / 29) * 3 * (6 / 29) ** 2)
+    linear = np.clip(np.linalg.inv(_TO_XYZ) @ (ratio * _D50_WHITE), 0, 1)
+    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    red, green, blue = (int(value) for value in np.rint(encoded * 255))
+    return red, green, blue

@@ -1,0 +1,205 @@
+"""Real servers on loopback, for tests and the demonstration: a segnode, and an Orthanc with its DICOMweb plug-in."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from segnode.config import Config, read_config
+from segnode.node import open_jobs
+from segnode.roles import die_with_parent
+from segnode.store.jobs import Job
+
+_START_S: Final = 60
+_STOP_S: Final = 15
+_PLUGIN_FOLDERS: Final = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
+
+
+class ServerFailed(Exception):
+    """A server did not start; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its process, where it logs, and how it is reached."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    ae_title: str
+    dicom_port: int
+    http_port: int
+    serves: Callable[[], bool]
+
+    @property
+    def dicomweb(self) -> str:
+        """Its DICOMweb root."""
+        return f"http://127.0.0.1:{self.http_port}/dicom-web"
+
+    def await_ready(self) -> None:
+        """Wait until it serves. Raises ServerFailed."""
+        deadline = time.monotonic() + _START_S
+        while not self.serves():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                end = self.log.read_text(errors="replace")[-2000:]
+                raise ServerFailed(f"{self.process.args!r} did not start (exit code {self.process.poll()}):\n{end}")
+            time.sleep(0.02)
+
+    @property
+    def dimse(self) -> str:
+        """Its address as AETITLE@host:port."""
+        return f"{self.ae_title}@127.0.0.1:{self.dicom_port}"
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def orthanc_program() -> str | None:
+    """The Orthanc on this machine, if it is there with its DICOMweb plug-in."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+    plugins = [plugin for folder in _PLUGIN_FOLDERS for plugin in Path(folder).glob("*OrthancDicomWeb*")]
+    return program if plugins else None
+
+
+@contextmanager
+def orthanc(folder: Path, **settings: Any) -> Iterator[Server]:
+    """A serving Orthanc that keeps everything in a folder. Raises ServerFailed."""
+    with launch_orthanc(folder, **settings) as server:
+        server.await_ready()
+        yield server
+
+
+@contextmanager
+def launch_orthanc(folder: Path, **settings: Any) -> Iterator[Server]:
+    """An Orthanc that may not serve yet. Raises ServerFailed."""
+    program = orthanc_program()
+    if program is None:
+        raise ServerFailed("Orthanc with its DICOMweb plug-in is not installed (Debian: orthanc orthanc-dicomweb)")
+    dicom_port, http_port = free_port(), free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = {
+        "Name": "archive",
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "HttpPort": http_port,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [path for path in _PLUGIN_FOLDERS if Path(path).is_dir()],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        **settings,
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    log = folder / "orthanc.log"
+    # Without TCP_NODELAY Debian's Orthanc and DCMTK wait 40 ms in every C-STORE.
+    with _process([program, str(folder / "orthanc.json")], log, {"TCP_NODELAY": "1"}) as process:
+        serves = lambda: _answers(f"http://127.0.0.1:{http_port}/system")  # noqa: E731
+        yield Server(process, log, "ORTHANC", dicom_port, http_port, serves)
+
+
+@contextmanager
+def segnode(folder: Path, tables: str = "", ae_title: str = "SEGNODE") -> Iterator[Server]:
+    """A serving node with its configuration and data in a folder; `tables` is TOML beside `[node]`. Raises ServerFailed."""
+    with launch_segnode(folder, tables, ae_title) as server:
+        server.await_ready()
+        yield server
+
+
+@contextmanager
+def restarted_segnode(folder: Path) -> Iterator[Server]:
+    """A serving node on the configuration and data that an earlier one left in a folder. Raises ServerFailed."""
+    with _launch_segnode(folder) as server:
+        server.await_ready()
+        yield server
+
+
+@contextmanager
+def launch_segnode(folder: Path, tables: str = "", ae_title: str = "SEGNODE") -> Iterator[Server]:
+    """A node that may not serve yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dicom_port, http_port = free_port(), free_port()
+    node = f'[node]\nae_title = "{ae_title}"\ndicom = "127.0.0.1:{dicom_port}"\nhttp = "127.0.0.1:{http_port}"\n'
+    (folder / "segnode.toml").write_text(f"{tables}\n{node}")
+    with _launch_segnode(folder) as server:
+        yield server
+
+
+@contextmanager
+def _launch_segnode(folder: Path) -> Iterator[Server]:
+    config = read_config(folder / "segnode.toml")
+    log = folder / "segnode.log"
+    offset = log.stat().st_size if log.exists() else 0
+    command = [sys.executable, "-m", "segnode", "serve", "--config", str(folder / "segnode.toml")]
+    with _process(command, log, {}) as process:
+        serves = lambda: b'"event": "ready"' in log.read_bytes()[offset:]  # noqa: E731
+        ports = _port(config.node.dicom), _port(config.node.http)
+        yield Server(process, log, config.node.ae_title, *ports, serves)
+
+
+def node_config(server: Server) -> Config:
+    """The configuration of a segnode that was started here."""
+    return read_config(server.log.parent / "segnode.toml")
+
+
+@contextmanager
+def _process(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    parent = os.getpid()
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603  programs of this package's own choosing
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+            preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509  what a test starts does not outlive it
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def await_jobs(config: Config, count: int = 1, within: float = 60) -> list[Job]:
+    """The jobs of a node once that many have ended, and every other too. Raises ServerFailed when that takes too long."""
+    deadline = time.monotonic() + within
+    jobs = open_jobs(config)
+    while True:
+        found = jobs.all()
+        if len(found) >= count and all(job.state in ("delivered", "failed", "cancelled") for job in found):
+            return found
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"{count} job(s) should have ended by now, but: {found}")
+        time.sleep(0.05)

@@ -1,0 +1,81 @@
+"""What tests share: a phantom, real peers, real samples; what is absent skips by name, and fails in CI."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset, dcmread
+
+from segnode.testing.phantom import Phantom, write_ct
+from segnode.testing.servers import Server, orthanc, orthanc_program
+
+SAMPLES = Path(os.environ.get("SEGNODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def absent(what: str, how: str) -> None:
+    """Skip a test for want of something; in CI that is a failure."""
+    message = f"{what} is not here: {how}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
+    """A small synthetic CT with known truth."""
+    return write_ct(tmp_path_factory.mktemp("phantom") / "ct", slices=24, size=128)
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[[str], Path]:
+    """Finds a published sample."""
+
+    def find(name: str) -> Path:
+        if not (SAMPLES / name).exists():
+            absent(f"sample {name}", "set SEGNODE_TEST_DATA to the folder of the samples")
+        return SAMPLES / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def sample_ct(sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TotalSegmentator's 20-slice CT in JPEG 2000, with the UIDs that its publishers emptied."""
+    folder = tmp_path_factory.mktemp("sample-ct")
+    for file in sorted(sample("totalsegmentator/example_ct_dicom").iterdir()):
+        image = dcmread(file)
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID
+        image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2"
+        image.save_as(folder / f"{file.name}.dcm")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dcmtk() -> Callable[[str], str]:
+    """Finds a program of DCMTK."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            absent(f"DCMTK's {program}", "install dcmtk (scripts/peers does)")
+        return str(path)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An Orthanc with its DICOMweb plug-in."""
+    if orthanc_program() is None:
+        absent("Orthanc with its DICOMweb plug-in", "install orthanc and orthanc-dicomweb (scripts/peers does)")
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
+
+
+@pytest.fixture
+def image(phantom: Phantom) -> Dataset:
+    """One image of the phantom, to be changed."""
+    return dcmread(phantom.folder / "0001.dcm")

@@ -1,0 +1,108 @@
+"""The configuration file."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from segnode.config import (
+    Config,
+    DestinationConfig,
+    ModelConfig,
+    NodeConfig,
+    RuleConfig,
+    parse_config,
+    read_config,
+)
+from segnode.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[2] / "conf" / "segnode.toml"
+ARCHIVE = '[[destinations]]\nname = "archive"\nto = "http://archive/dicom-web"\n'
+RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "allowed"),
+    [
+        ('[nod]\nae_title = "A"', "nod", "node, models, destinations, rules"),
+        ('[node]\nae_titel = "A"', "node.ae_titel", "ae_title, dicom, http, data"),
+        ("[node]\ndicom = 11112", "node.dicom", "str"),
+        ('[node]\ndicom = "11112"', "node.dicom", "host:port"),
+        ('[node]\nhttp = "localhost:99999"', "node.http", "host:port"),
+        ('[node]\nae_title = "SEVENTEENLETTERSS"', "node.ae_title", "1 to 16"),
+        ("node = 3", "node", "object"),
+        ("rules = 5", "rules", "array"),
+        (ARCHIVE + 'seg = ["labelmap:zip"]', "destinations[0].seg[0]", "labelmap:jpeg-ls, labelmap:rle, labelmap:native"),
+        (ARCHIVE + "seg = []", "destinations[0].seg", ">= 1"),
+        (ARCHIVE + ARCHIVE, "destinations[1]", "once"),
+        ('[[destinations]]\nname = "a"\nto = "ftp://x"', "destinations[0].to", "AETITLE@host:port"),
+        ('[[destinations]]\nname = "a"\nto = "A@host:port"', "destinations[0].to", "AETITLE@host:port"),
+        ('[[destinations]]\nname = "a"', "destinations[0]", "to"),
+        ('[[models]]\nname = "m"\nrun = "rm -rf"\nlabels = "threshold"\nversion = "1"', "models[0].run", "python:module"),
+        ('[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"', "models[0]", "version"),
+        ('[[rules]]\nwhen = { Modalty = "CT" }\nmodel = "threshold"', "rules[0].when.Modalty", "Modality"),
+        ('[[rules]]\nwhen = {}\nmodel = "treshold"', "rules[0].model", "threshold"),
+        (RULE + 'send_to = ["archive"]', "rules[0].send_to[0]", "there are no [[destinations]]"),
+        (ARCHIVE + RULE + 'send_to = ["archiv"]', "rules[0].send_to[0]", "archive"),
+        (RULE + "quiet = -1", "rules[0].quiet", ">= 0"),
+        ("[node", "not TOML", ""),
+    ],
+)
+def test_wrong_configuration_names_path_and_allowed_values(text: str, path: str, allowed: str) -> None:
+    """What is wrong is named by its path, with what is allowed there."""
+    with pytest.raises(ConfigError) as error:
+        parse_config(text, Path())
+    assert str(error.value).startswith(path)
+    assert allowed in str(error.value)
+
+
+def test_error_names_the_file(tmp_path: Path) -> None:
+    """A wrong file is named in the error."""
+    file = tmp_path / "x.toml"
+    file.write_text("a = 1")
+    with pytest.raises(ConfigError, match=f"^{file}: a: unknown key"):
+        read_config(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
+
+
+def test_defaults_are_the_contract() -> None:
+    """An empty file means loopback, the built-in model on CT, and no destination."""
+    config = parse_config("", Path("/etc/segnode"))
+    assert config.node == NodeConfig(ae_title="SEGNODE", dicom="127.0.0.1:11112", http="127.0.0.1:8080", data="./segnode-data")
+    assert [(m.name, m.run, m.labels, m.version) for m in config.models] == [
+        ("threshold", "python:segnode.models.threshold", "threshold", "1")
+    ]
+    assert config.destinations == ()
+    assert config.rules == (RuleConfig(when={"Modality": "CT"}, model="threshold", send_to=(), quiet=60.0),)
+    assert DestinationConfig(name="a", to="http://a").seg == ("labelmap:rle", "labelmap:native")
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    """The data folder lies beside the configuration file, wherever the command runs."""
+    (tmp_path / "segnode.toml").write_text('[node]\ndata = "kept"')
+    assert read_config(tmp_path / "segnode.toml").data == tmp_path / "kept"
+
+
+def test_without_a_file_the_one_in_the_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --config, ./segnode.toml is read where there is one."""
+    monkeypatch.chdir(tmp_path)
+    assert read_config(None) == Config(folder=tmp_path)
+    (tmp_path / "segnode.toml").write_text('[node]\nae_title = "HERE"')
+    assert read_config(None).node.ae_title == "HERE"
+
+
+def test_shipped_file_is_read_and_holds_every_key() -> None:
+    """conf/segnode.toml is valid and shows every key of every table, each with a comment."""
+    read_config(SHIPPED)
+    raw = tomllib.loads(SHIPPED.read_text())
+    shown = {"node": raw["node"], "models": raw["models"][0], "destinations": raw["destinations"][0], "rules": raw["rules"][0]}
+    for table, kind in (
+        ("node", NodeConfig),
+        ("models", ModelConfig),
+        ("destinations", DestinationConfig),
+        ("rules", RuleConfig),
+    ):
+        assert set(shown[table]) == set(kind.__struct_fields__)
+    keys = [line for line in SHIPPED.read_text().splitlines() if " = " in line and not line.startswith("#")]
+    assert all("#" in line for line in keys)

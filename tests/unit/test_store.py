@@ -1,0 +1,186 @@
+"""Objects and rows."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segnode.dicom.header import Header
+from segnode.errors import OutOfResources
+from segnode.store.database import open_database
+from segnode.store.index import Index
+from segnode.store.jobs import Decision, Jobs
+from segnode.store.objects import ObjectStore
+
+HEADER = Header(
+    "1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT", "PatientID": "A"}
+)
+DECISION = Decision("j", "1.3", "content", "rule", "threshold", "1")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    """An empty index."""
+    return Index(open_database(tmp_path / "index.sqlite"))
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    """No jobs."""
+    return Jobs(open_database(tmp_path / "pipeline.sqlite"))
+
+
+def add(index: Index, sop: str, now: float, key: str | None = None, series: str = "1.3", **attributes: str) -> str:
+    """Add an object; the key of the one that is held then."""
+    header = replace(HEADER, sop_instance_uid=sop, series_instance_uid=series, attributes={**HEADER.attributes, **attributes})
+    return index.add(header, key or f"key {sop}", 10, "digest", "received", now).object_key
+
+
+def test_object_is_where_its_key_says_and_the_spool_is_empty(tmp_path: Path) -> None:
+    """A kept object lies under its key, readable by its owner only as the umask says, and nothing is left incoming."""
+    objects = ObjectStore(tmp_path, "dimse")
+    with objects.spool() as spool:
+        spool.write(b"abc")
+        spool.complete()
+        key = objects.keep(spool.path)
+    assert objects.path(key).read_bytes() == b"abc"
+    assert list(objects.incoming.iterdir()) == []
+
+
+def test_spool_that_is_not_kept_is_gone(tmp_path: Path) -> None:
+    """What was not kept leaves nothing, also after an error."""
+    objects = ObjectStore(tmp_path, "dimse")
+    with pytest.raises(ZeroDivisionError), objects.spool() as spool:
+        spool.write(b"abc")
+        raise ZeroDivisionError
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_half_written_files_of_one_owner_are_deleted(tmp_path: Path) -> None:
+    """At its start a role deletes its own leftovers, and nobody else's."""
+    dimse, web = ObjectStore(tmp_path, "dimse"), ObjectStore(tmp_path, "web")
+    (dimse.incoming / "left").write_bytes(b"x")
+    (web.incoming / "open").write_bytes(b"x")
+    dimse.delete_half_written()
+    assert list(dimse.incoming.iterdir()) == []
+    assert len(list(web.incoming.iterdir())) == 1
+
+
+@pytest.mark.parametrize("key", ["../../../etc/passwd", "", "g" * 32, "a" * 31])
+def test_only_keys_are_paths(tmp_path: Path, key: str) -> None:
+    """Nothing but a key of the store's own making becomes a path."""
+    with pytest.raises(ValueError, match="not an object key"):
+        ObjectStore(tmp_path, "dimse").path(key)
+
+
+def test_disk_that_takes_nothing_is_out_of_resources(tmp_path: Path) -> None:
+    """A folder that cannot be written to is said as no room, which a sender may try again."""
+    objects = ObjectStore(tmp_path, "dimse")
+    objects.incoming.rmdir()
+    with pytest.raises(OutOfResources):
+        objects.spool()
+
+
+def test_same_uid_again_changes_nothing(index: Index) -> None:
+    """A second object of a held UID returns the first, and its series is not touched."""
+    assert add(index, "1.1", 5.0, "first") == "first"
+    assert add(index, "1.1", 9.0, "second") == "first"
+    assert [series.last_received_at for series in index.quiet_series()] == [5.0]
+    assert len(index.instances("1.2")) == 1
+
+
+def test_two_writers_of_one_uid_agree(tmp_path: Path) -> None:
+    """Of many processes that add one UID at once, all are told of the same one."""
+    answers: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        index = Index(open_database(tmp_path / "index.sqlite"))
+        barrier.wait()
+        answers.append(add(index, "1.1", 1.0, f"key {number}"))
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8
+    assert len(set(answers)) == 1
+
+
+def test_series_is_quiet_until_considered_and_again_after_an_image(index: Index) -> None:
+    """A series is listed from its last image until it was considered; an image that comes later lists it anew."""
+    add(index, "1.1", 1.0)
+    (series,) = index.quiet_series()
+    add(index, "1.5", 2.0)
+    index.set_considered(series)
+    (series,) = index.quiet_series()
+    assert (series.last_received_at, series.attributes["Modality"]) == (2.0, "CT")
+    index.set_considered(series)
+    assert index.quiet_series() == []
+
+
+def test_what_the_node_made_is_no_image_and_never_quiet(index: Index) -> None:
+    """An object of the node's own starts nothing."""
+    index.add(HEADER, "key", 1, "d", "made", 1.0)
+    assert index.quiet_series() == []
+    assert index.images("1.3") == []
+    assert len(index.instances("1.2")) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({}, ["1.3", "1.4"]),
+        ({"Modality": "MR"}, ["1.4"]),
+        ({"Modality": "?R"}, ["1.4"]),
+        ({"SeriesDescription": "T[1]*"}, ["1.4"]),
+        ({"SeriesInstanceUID": "1.3,1.9"}, ["1.3"]),
+        ({"SeriesDate": "20260101-20260131"}, ["1.4"]),
+        ({"SeriesDate": "20260201-"}, []),
+        ({"SeriesDate": "-20260131"}, ["1.4"]),
+        ({"PatientID": "B"}, []),
+    ],
+)
+def test_search_matches_as_dicom_does(index: Index, keys: dict[str, str], found: list[str]) -> None:
+    """Single value, wildcard, list of UIDs and date range."""
+    add(index, "1.1", 1.0)
+    add(index, "1.5", 1.0, series="1.4", Modality="MR", SeriesDescription="T[1] x", SeriesDate="20260115")
+    rows = index.search("series", {}, keys, None, 0)
+    assert [row["SeriesInstanceUID"] for row in rows] == found
+
+
+def test_job_goes_through_its_states(jobs: Jobs) -> None:
+    """A decision is one job whatever is repeated; deliveries settle it."""
+    jobs.decide(DECISION, 1.0)
+    jobs.decide(DECISION, 2.0)
+    assert jobs.waiting() == ["j"]
+    jobs.enter("j", "encoding", 3.0)
+    jobs.owe("j", "1.9", ["a", "b"], 4.0)
+    jobs.owe("j", "1.9", ["a", "b"], 4.5)
+    assert jobs.waiting() == []
+    a, b = jobs.due(4.0)
+    jobs.delivered(a, "labelmap:rle", "ok", 5.0)
+    assert jobs.job("j").state == "delivering"
+    jobs.deferred(b, "busy", 20.0, 6.0)
+    assert jobs.due(19.0) == []
+    (b,) = jobs.due(20.0)
+    assert (b.attempts, b.last_answer) == (1, "busy")
+    jobs.refused(b, "no", 21.0)
+    job = jobs.job("j")
+    assert (job.state, job.error, job.sop_instance_uid) == ("failed", "b: no", "1.9")
+    assert job.transitions == (("waiting", 1.0), ("encoding", 3.0), ("delivering", 4.0), ("failed", 21.0))
+
+
+def test_result_that_is_owed_to_nobody_is_delivered(jobs: Jobs) -> None:
+    """Without destinations a job is done when its result is held."""
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", [], 2.0)
+    assert jobs.job("j").state == "delivered"
+
+
+def test_rule_keeps_the_time_it_was_first_loaded(jobs: Jobs) -> None:
+    """A rule that is loaded again is as old as it was."""
+    assert jobs.load_rules(["r"], 1.0) == {"r": 1.0}
+    assert jobs.load_rules(["r", "s"], 2.0) == {"r": 1.0, "s": 2.0}
