@@ -16,6 +16,7 @@ from pydicom.uid import (
 
 DEFLATED_IMAGE_FRAME: Final = "1.2.840.10008.1.2.8.1"
 JPEG_XL: Final = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")
+JPIP: Final = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95")
 ENCAPSULATED_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"
 JPEG_LOSSLESS_SV1: Final = "1.2.840.10008.1.2.4.70"
 
@@ -54,7 +55,7 @@ def _in_order_of_preference() -> tuple[str, ...]:
         DeflatedExplicitVRLittleEndian,
         ENCAPSULATED_UNCOMPRESSED,
     ]
-    rest = [*AllTransferSyntaxes, *JPEG_XL]
+    rest = [*AllTransferSyntaxes, *JPEG_XL, *JPIP]
     return tuple(dict.fromkeys(str(uid) for uid in (*first, *rest)))
 
 

@@ -1,9 +1,9 @@
 """The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +17,8 @@ from segnode.errors import NotFound
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Level
 
-_JSON = "application/dicom+json"
+_JSON: Final = "application/dicom+json"
+_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DicomWeb:
             return Response(reason, 415, media_type="text/plain")
         store = StoreRequest(self.receiver, boundary, request.path_params.get("study"))
         try:
-            async for block in request.stream():
+            async for block in _blocks(request):
                 await run_in_threadpool(store.feed, block)
             stored = store.finish()
         finally:
@@ -90,6 +91,17 @@ class DicomWeb:
         if not instances:
             raise NotFound("nothing is held under that URL")
         return instances
+
+
+async def _blocks(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces that are worth a change of thread each."""
+    gathered = bytearray()
+    async for piece in request.stream():
+        gathered += piece
+        if len(gathered) >= _BLOCK:
+            yield bytes(gathered)
+            gathered.clear()
+    yield bytes(gathered)
 
 
 def _root(request: Request) -> str:

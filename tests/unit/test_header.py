@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -23,6 +20,7 @@ from pydicom.uid import (
 
 from segnode.dicom.header import Header, read_header
 from segnode.errors import BadIdentifier, Mismatch, NotDicom, Refusal
+from segnode.testing.part10 import encode_part10
 
 
 def small(**attributes) -> Dataset:
@@ -36,23 +34,9 @@ def small(**attributes) -> Dataset:
     return dataset
 
 
-def part10(dataset: Dataset, syntax: UID = ExplicitVRLittleEndian) -> bytes:
-    """A Part 10 file of a data set, written by pydicom, whatever is wrong with it."""
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or "1.2"
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID") or "1.2"
-    file = DicomBytesIO()
-    file.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(file, dataset.file_meta, enforce_standard=False)
-    body = DicomBytesIO()
-    body.is_implicit_VR, body.is_little_endian = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
-    write_dataset(body, dataset)
-    data = body.getvalue()
-    if syntax == DeflatedExplicitVRLittleEndian:
-        deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        data = deflater.compress(data) + deflater.flush()
-    return file.getvalue() + data
+def part10(dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> bytes:
+    """A Part 10 file, whatever is wrong with it."""
+    return encode_part10(dataset, syntax)
 
 
 def read(data: bytes) -> Header:
