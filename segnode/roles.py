@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -36,10 +37,13 @@ def supervise(roles: Sequence[Role], config: Path | None) -> int:
     for role in roles:
         children[role], descriptor = _start(role, config)
         ready.append(descriptor)
+    if told_to_stop:  # while they were started, when stop() knew only some of them
+        _terminate(children)
     serving = [_is_ready(descriptor) for descriptor in ready]
     if all(serving) and not told_to_stop:
         _log.info("ready", roles=list(roles))
-    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    with suppress(ChildProcessError):  # all have ended, and stop() has seen it
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     codes = {role: code for role, child in children.items() if (code := child.poll()) is not None}
     if not told_to_stop:
         _log.error("a role has ended, so the node stops", exit_codes=codes)

@@ -92,20 +92,25 @@ def _slice_step(
 ) -> Vector:
     if len(planes) == 1:
         return normal * (planes[0].thickness or 1.0)
-    gaps = np.diff(distances[order])
-    usual = float(np.median(gaps))
-    for gap, before, after in zip(gaps, order, order[1:], strict=False):
-        where = f"SOP instances {planes[before].sop_instance_uid} and {planes[after].sop_instance_uid}"
-        if gap <= _SLICE_SPACING_TOLERANCE * usual or usual == 0:
-            raise NotAVolume(
-                f"two slices lie in one place ({where}): is the series a time series, or sent twice under new UIDs?"
-            )
-        if abs(gap - usual) > _SLICE_SPACING_TOLERANCE * usual:
-            raise NotAVolume(
-                f"there is a gap of {gap:.2f} mm where {usual:.2f} mm is usual ({where}): were all images received?"
-            )
+    _require_even_gaps(planes, order, distances)
     offsets = positions[order] - positions[order[0]]
     shifts = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
     if shifts.max() > _SHIFT_TOLERANCE_MM:
         raise NotAVolume(f"the slices are shifted against each other by up to {shifts.max():.2f} mm: the gantry was tilted")
     return np.asarray(offsets[-1] / (len(planes) - 1))
+
+
+def _require_even_gaps(planes: Sequence[Plane], order: npt.NDArray[np.intp], distances: Vector) -> None:
+    """The smallest gap first: slices in one place tell more than the gaps that they leave."""
+    gaps = np.diff(distances[order])
+    usual = float(np.median(gaps))
+    tolerance = _SLICE_SPACING_TOLERANCE * usual
+    for index in np.argsort(gaps, kind="stable"):
+        gap, before, after = gaps[index], planes[order[index]], planes[order[index + 1]]
+        where = f"SOP instances {before.sop_instance_uid} and {after.sop_instance_uid}"
+        if gap <= tolerance:
+            question = "is the series a time series, or sent twice under new UIDs?"
+            raise NotAVolume(f"two slices lie in one place ({where}): {question}")
+        if abs(gap - usual) > tolerance:
+            what = f"there is a gap of {gap:.2f} mm where {usual:.2f} mm is usual"
+            raise NotAVolume(f"{what} ({where}): were all images received?")

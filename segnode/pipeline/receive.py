@@ -42,7 +42,7 @@ class Receiver:
             raise Mismatch("StudyInstanceUID of the data set is not the study of the request", "StudyInstanceUID")
         digest = _digest(path, header)
         held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin)
-        if held.digest != digest:
+        if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held
 

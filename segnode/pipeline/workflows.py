@@ -26,7 +26,7 @@ WORKFLOW_VERSION: Final = "1"
 
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
-_POLL_S: Final = 0.2
+_POLL_S: Final = 0.5
 _WRITE_ATTEMPTS: Final = 20
 
 

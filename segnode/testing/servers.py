@@ -1,5 +1,6 @@
 """Real servers on loopback, for tests and the demonstration: a segnode, and an Orthanc with its DICOMweb plug-in."""
 
+import inspect
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from segnode.store.jobs import Job
 
 _START_S: Final = 60
 _STOP_S: Final = 15
+_POLL_S: Final = 0.02
 _PLUGIN_FOLDERS: Final = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
@@ -48,12 +50,10 @@ class Server:
 
     def await_ready(self) -> None:
         """Wait until it serves. Raises ServerFailed."""
-        deadline = time.monotonic() + _START_S
-        while not self.serves():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                end = self.log.read_text(errors="replace")[-2000:]
-                raise ServerFailed(f"{self.process.args!r} did not start (exit code {self.process.poll()}):\n{end}")
-            time.sleep(0.02)
+        until(lambda: self.serves() or self.process.poll() is not None, _START_S)
+        if not self.serves():
+            end = self.log.read_text(errors="replace")[-2000:]
+            raise ServerFailed(f"{self.process.args!r} did not start (exit code {self.process.poll()}):\n{end}")
 
     @property
     def dimse(self) -> str:
@@ -193,13 +193,23 @@ def _port(address: str) -> int:
 
 
 def await_jobs(config: Config, count: int = 1, within: float = 60) -> list[Job]:
-    """The jobs of a node once that many have ended, and every other too. Raises ServerFailed when that takes too long."""
-    deadline = time.monotonic() + within
+    """The jobs of a node once that many have ended, and every other too; a cancelled one is followed by another.
+
+    Raises ServerFailed when that takes too long.
+    """
     jobs = open_jobs(config)
-    while True:
-        found = jobs.all()
-        if len(found) >= count and all(job.state in ("delivered", "failed", "cancelled") for job in found):
-            return found
+
+    def going_on() -> list[Job]:
+        return [job for job in jobs.all() if job.state != "cancelled"]
+
+    until(lambda: len(going_on()) >= count and all(job.state in ("delivered", "failed") for job in going_on()), within)
+    return going_on()
+
+
+def until(condition: Callable[[], bool], within: float = 60) -> None:
+    """Return as soon as a condition holds. Raises ServerFailed when it does not in that many seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
         if time.monotonic() > deadline:
-            raise ServerFailed(f"{count} job(s) should have ended by now, but: {found}")
-        time.sleep(0.05)
+            raise ServerFailed(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
+        time.sleep(_POLL_S)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import ALL_TRANSFER_SYNTAXES, AE, AllStoragePresentationContexts, build_context
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
 
 from segnode.config import parse_dimse_address
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
@@ -21,7 +21,7 @@ from segnode.dimse.switches import set_switches
 from segnode.store.database import open_database
 from segnode.store.index import Index, Instance
 from segnode.testing.part10 import encode_part10
-from segnode.testing.servers import Server, node_config, segnode
+from segnode.testing.servers import Server, node_config, segnode, until
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ BAD = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("attributes", "status", "keyword"), BAD)
 def test_bad_object_is_refused_by_c_store(node: Server, tmp_path: Path, attributes, status: int, keyword: str) -> None:
-    """A missing UID, one that is none, or an object that is not what the command says: a status, a comment, and nothing kept."""
+    """A missing UID, one that is none, or an object that is not what the command says: a status, a reason, nothing kept."""
     before = files(node)
     good = encode_part10(small("1.2.11.1"), ExplicitVRLittleEndian)
     bad = encode_part10(small("1.2.11.1", **attributes), ExplicitVRLittleEndian)
@@ -231,14 +231,12 @@ def test_stow_that_breaks_off_leaves_nothing(node: Server) -> None:
     """When the client goes away in the middle of a part, what was written of it is deleted."""
     before = files(node)
     with socket.create_connection(("127.0.0.1", node.http_port)) as connection:
-        head = "POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        head = "POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
         head += "Content-Type: multipart/related; type=application/dicom; boundary=b\r\n\r\n--b\r\n\r\n"
-        connection.sendall(head.encode() + bytes(50_000))
+        connection.sendall(head.encode() + bytes(4 << 20))
         incoming = node_config(node).data / "objects" / "incoming" / "web"
-        while not list(incoming.iterdir()):
-            pass
-    while list(incoming.iterdir()):
-        pass
+        until(lambda: any(incoming.iterdir()))
+    until(lambda: not any(incoming.iterdir()))
     assert files(node) == before
 
 

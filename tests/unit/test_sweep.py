@@ -1,0 +1,114 @@
+"""Which series are decided on, and when; with a clock in the hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from segnode.config import parse_config
+from segnode.dicom.header import Header
+from segnode.pipeline.rules import Rule, resolve_rules
+from segnode.pipeline.sweep import Sweep
+from segnode.store.database import open_database
+from segnode.store.index import Index
+from segnode.store.jobs import Job, Jobs
+
+HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
+
+
+@dataclass
+class Node:
+    """An index, its jobs, and a clock that stands where it is set."""
+
+    index: Index
+    jobs: Jobs
+    now: float = 100.0
+
+    def receive(self, sop: str, series: str = "1.3", modality: str = "CT") -> None:
+        """An image comes in now."""
+        header = replace(HEADER, sop_instance_uid=sop, series_instance_uid=series, attributes={"Modality": modality})
+        self.index.add(header, f"key {sop}", 1, "digest", "received", self.now)
+
+    def sweep(self, rules: Sequence[Rule]) -> list[Job]:
+        """Sweep now, as a worker that has these rules; all jobs after that."""
+        first_loaded = self.jobs.load_rules([rule.digest for rule in rules], self.now)
+        Sweep(self.index, self.jobs, rules, first_loaded, lambda: self.now).decide()
+        return self.jobs.all()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """An empty node."""
+    return Node(Index(open_database(tmp_path / "index.sqlite")), Jobs(open_database(tmp_path / "pipeline.sqlite")))
+
+
+def rules(*quiet: float, modality: str = "CT", version: str = "1") -> Sequence[Rule]:
+    """Rules that differ in what they wait for."""
+    model = f'[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"\nversion = "{version}"\n'
+    texts = [
+        f'[[rules]]\nwhen = {{ Modality = "{modality}{"*" * n}" }}\nmodel = "m"\nquiet = {seconds}\n'
+        for n, seconds in enumerate(quiet)
+    ]
+    return resolve_rules(parse_config(model + "".join(texts), Path()))
+
+
+def test_series_waits_until_it_is_quiet(node: Node) -> None:
+    """A decision is made when no image has come for `quiet` seconds, and only one however often is swept."""
+    node.sweep(rules(60.0))
+    node.receive("1.1")
+    node.now += 50
+    node.receive("1.5")
+    node.now += 59
+    assert node.sweep(rules(60.0)) == []
+    node.now += 1
+    (job,) = node.sweep(rules(60.0))
+    assert (job.state, job.series_instance_uid) == ("waiting", "1.3")
+    node.now += 1000
+    assert node.sweep(rules(60.0)) == [job]
+
+
+def test_each_rule_waits_for_itself(node: Node) -> None:
+    """Of two rules that select a series, each decides at its own time."""
+    two = rules(10.0, 60.0)
+    node.sweep(two)
+    node.receive("1.1")
+    node.now += 20
+    assert len(node.sweep(two)) == 1
+    node.now += 40
+    assert len({job.rule_digest for job in node.sweep(two)}) == 2
+
+
+def test_rule_selects_by_attributes(node: Node) -> None:
+    """A series that no rule selects is left alone, and another is not."""
+    node.sweep(rules(0.0))
+    node.receive("1.1", "1.3", "MR")
+    node.receive("1.2", "1.4", "CT")
+    assert [job.series_instance_uid for job in node.sweep(rules(0.0))] == ["1.4"]
+
+
+def test_rule_does_not_act_on_what_came_before_it(node: Node) -> None:
+    """A rule that is loaded after a series has come, or a new model version, leaves it; an image that comes later starts it."""
+    node.receive("1.1")
+    node.now += 10
+    assert node.sweep(rules(0.0)) == []
+    node.receive("1.5")
+    assert len(node.sweep(rules(0.0))) == 1
+    node.now += 10
+    assert len(node.sweep(rules(0.0, version="2"))) == 1
+    node.receive("1.6")
+    assert [job.model_version for job in node.sweep(rules(0.0, version="2"))] == ["1", "2"]
+
+
+def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:
+    """When an image comes between looking at the series and at its images, nothing is decided yet."""
+    node.sweep(rules(1.0))
+    node.receive("1.1")
+    (series,) = node.index.quiet_series()
+    node.now += 5
+    node.receive("1.5")
+    (rule,) = rules(1.0)
+    sweep = Sweep(node.index, node.jobs, [rule], node.jobs.load_rules([rule.digest], 0.0), lambda: node.now)
+    sweep._consider(series)
+    assert node.jobs.all() == []
+    assert len(node.index.quiet_series()) == 1

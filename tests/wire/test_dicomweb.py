@@ -1,0 +1,103 @@
+"""Reading back by DICOMweb, with the public client."""
+
+from collections.abc import Iterator
+from io import BytesIO
+
+import httpx
+import numpy as np
+import pytest
+from dicomweb_client.api import DICOMwebClient
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
+from segnode.config import parse_dimse_address
+from segnode.dimse.scu import send_files
+from segnode.testing.phantom import Phantom
+from segnode.testing.servers import Server, segnode
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom, sample_ct) -> Iterator[Server]:
+    """A node that holds the phantom's series and the JPEG 2000 sample."""
+    with segnode(tmp_path_factory.mktemp("node"), "rules = []") as server:
+        for folder in (phantom.folder, sample_ct):
+            list(send_files(sorted(folder.iterdir()), parse_dimse_address(server.dimse, ""), "TEST"))
+        yield server
+
+
+@pytest.fixture
+def client(node: Server) -> DICOMwebClient:
+    """The public client on the node."""
+    return DICOMwebClient(node.dicomweb)
+
+
+def first(items: list[dict], tag: str) -> object:
+    """The first value of an attribute of the first item."""
+    return items[0][tag]["Value"][0]
+
+
+def test_client_lists_and_fetches_a_study(client: DICOMwebClient, phantom: Phantom) -> None:
+    """From a search for the patient down to every instance of a series, each data set as it was sent."""
+    studies = client.search_for_studies(search_filters={"PatientID": "PHANTOM"})
+    assert len(studies) == 1
+    assert first(studies, "00201208") == 24
+    study = str(first(studies, "0020000D"))
+    series = client.search_for_series(study)
+    assert [first(series, tag) for tag in ("00080060", "00201209")] == ["CT", 24]
+    uid = str(first(series, "0020000E"))
+    assert len(client.search_for_instances(study, uid)) == 24
+    retrieved = {d.SOPInstanceUID: d for d in client.retrieve_series(study, uid)}
+    sent = [dcmread(file) for file in phantom.folder.iterdir()]
+    assert {image.SOPInstanceUID for image in sent} == set(retrieved)
+    assert all(retrieved[image.SOPInstanceUID] == image for image in sent)
+
+
+def test_metadata_is_the_data_set_without_pixels(client: DICOMwebClient, phantom: Phantom) -> None:
+    """Metadata of a series holds every attribute of each image but its pixel data."""
+    image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
+    found = client.retrieve_series_metadata(image.StudyInstanceUID, image.SeriesInstanceUID)
+    assert len(found) == 24
+    (mine,) = (m for m in found if m["00080018"]["Value"] == [image.SOPInstanceUID])
+    assert mine == image.to_json_dict()
+
+
+def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sample_ct, node: Server) -> None:
+    """`transfer-syntax=*` gives the bytes as held; without one they come in explicit little endian, the same pixels."""
+    image = dcmread(next(iter(sorted(sample_ct.iterdir()))))
+    uids = (image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID)
+    held = client.retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
+    assert held.file_meta.TransferSyntaxUID == JPEG2000Lossless
+    assert held.PixelData == image.PixelData
+    url = "{}/studies/{}/series/{}/instances/{}".format(node.dicomweb, *uids)
+    native = httpx.get(url, headers={"Accept": "application/dicom"})
+    assert native.headers["content-type"] == f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"
+    np.testing.assert_array_equal(dcmread(BytesIO(native.content)).pixel_array, image.pixel_array)
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "status"),
+    [
+        ("/studies/1.2.3.99", "*/*", 404),
+        ("/studies/1.2.3.99/metadata", "*/*", 404),
+        ("/studies/{study}/series/9", "*/*", 404),
+        ("/studies/..%2f..%2fetc/metadata", "*/*", 404),
+        ("/studies/{study}", "text/html", 406),
+        ("/studies/{study}", "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.50", 406),
+        ("/studies?limit=x", "*/*", 400),
+        ("/studies?PatientID=nobody", "*/*", 204),
+        ("/nothing", "*/*", 404),
+    ],
+)
+def test_answers_that_are_no_objects(node: Server, phantom: Phantom, path: str, accept: str, status: int) -> None:
+    """Nothing held, nothing acceptable, nothing found or nonsense: each has its status, and a reason where it is an error."""
+    study = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True).StudyInstanceUID
+    response = httpx.get(node.dicomweb + path.format(study=study), headers={"Accept": accept})
+    assert response.status_code == status
+    assert bool(response.text.strip()) == (status >= 400)
+
+
+def test_search_says_which_keys_it_ignored(node: Server) -> None:
+    """A key that is not indexed is named in a warning, not silently dropped."""
+    response = httpx.get(f"{node.dicomweb}/studies", params={"PatientAge": "012Y"})
+    assert response.status_code == 200
+    assert "PatientAge" in response.headers["warning"]
