@@ -121,6 +121,7 @@ def jobs(config_file: Path | None, *, as_json: bool) -> None:
 
 
 @main.command()
+@_config_option
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--out",
@@ -129,14 +130,14 @@ def jobs(config_file: Path | None, *, as_json: bool) -> None:
     show_default=True,
     help="Where the contact sheet goes.",
 )
-def demo(folder: Path | None, out: Path) -> None:
+def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
     """Show the whole path: a CT series in, a LABELMAP SEG in an archive, fetched back and compared.
 
-    With FOLDER the series in it is used instead of a synthetic CT.
+    With FOLDER the series in it is used instead of a synthetic CT; the model is that of the configuration's first rule.
     """
     from segnode.demo import run_demo
 
-    sys.exit(run_demo(folder, out))
+    sys.exit(run_demo(folder, read_config(config_file), out))
 
 
 def _announce(config: Config) -> None:

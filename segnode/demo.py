@@ -1,5 +1,6 @@
 """`segnode demo`: the whole path with real processes, a real archive where there is one, and a comparison at the end."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,20 @@ from segnode.models.python import load_model
 from segnode.node import open_jobs
 from segnode.pipeline.infer import run_model
 from segnode.store.jobs import Job
-from segnode.testing.phantom import write_ct
+from segnode.testing.phantom import Phantom, write_ct
 from segnode.testing.servers import Server, ServerFailed, launch_orthanc, launch_segnode, node_config, orthanc_program
 
 _QUIET_S: Final = 1.0
 _POLL_S: Final = 0.05
-_MODEL: Final[ModelConfig] = Config().model("threshold")
+_BUILT_IN: Final = Config().model("threshold")
 _NODE: Final = """
+[[models]]
+name = {name}
+run = {run}
+labels = {labels}
+version = {version}
+family = {family}
+
 [[destinations]]
 name = "archive"
 to = "{archive}"
@@ -41,7 +49,7 @@ seg = ["labelmap:jpeg-ls"]
 
 [[rules]]
 when = {{}}
-model = "threshold"
+model = {name}
 send_to = ["archive"]
 quiet = {quiet}
 """
@@ -49,7 +57,7 @@ _ARCHIVE: Final = "rules = []"
 _STAGE_OF: Final = {
     "waiting": "start the job",
     "assembling": "assemble the volume",
-    "inferring": "infer (threshold)",
+    "inferring": "infer",
     "encoding": "encode as LABELMAP, JPEG-LS",
     "delivering": "deliver by STOW-RS",
 }
@@ -63,13 +71,11 @@ class DemoFailed(SegnodeError):
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """What is sent, and the labels that must come back: (slices, rows, columns) on the grid of its volume."""
+    """What is sent."""
 
     files: Sequence[Path]
     slices: Slices
     volume: Volume
-    expected: Labels
-    expected_from: str
 
 
 @dataclass(eq=False)
@@ -94,15 +100,15 @@ class Table:
         return "\n".join(lines)
 
 
-def run_demo(folder: Path | None, out: Path) -> int:
-    """Run the demonstration and print what came of it; the exit code."""
+def run_demo(folder: Path | None, config: Config, out: Path) -> int:
+    """Run the demonstration with the model of the configuration's first rule and print what came of it; the exit code."""
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "contact-sheet.png"
     table = Table()
     try:
         with tempfile.TemporaryDirectory(prefix="segnode-demo-") as scratch:
-            outcome = _demonstrate(folder, Path(scratch), picture, table)
+            outcome = _demonstrate(folder, config, Path(scratch), picture, table)
     except (SegnodeError, ServerFailed) as error:
         click.echo(f"segnode: the demonstration failed: {error}", err=True)
         return 1
@@ -111,27 +117,29 @@ def run_demo(folder: Path | None, out: Path) -> int:
     return 0
 
 
-def _demonstrate(folder: Path | None, scratch: Path, picture: Path, table: Table) -> str:
+def _demonstrate(folder: Path | None, config: Config, scratch: Path, picture: Path, table: Table) -> str:
     """Go the whole path; what the comparison found. Raises DemoFailed when it does not hold."""
+    model = config.model(config.rules[0].model) if config.rules else _BUILT_IN
     with ExitStack() as servers:
         archive = servers.enter_context(_archive(scratch / "archive"))
-        tables = _NODE.format(archive=archive.dicomweb, quiet=_QUIET_S)
-        node = servers.enter_context(launch_segnode(scratch / "node", tables))
-        with table.stage("make a synthetic CT with known truth" if folder is None else "run the model on the series here"):
-            series = _synthetic_series(scratch / "ct") if folder is None else _real_series(folder)
+        node = servers.enter_context(launch_segnode(scratch / "node", _tables(model, config, archive)))
+        with table.stage("make a synthetic CT with known truth" if folder is None else "read the series"):
+            phantom = write_ct(scratch / "ct") if folder is None else None
+            series = _read_series(folder or scratch / "ct")
+        expected, expected_from = _expect(series, model, phantom, table)
         with table.stage(f"wait for the node and {archive.ae_title} to serve"):
             archive.await_ready()
             node.await_ready()
         with table.stage(f"send {len(series.files)} images by C-STORE"):
             _send(series.files, node)
-        job = _await_end(node_config(node), table)
+        job = _await_end(node, table)
         with table.stage("fetch it from the archive by WADO-RS"):
             part10 = _fetch(archive, job.sop_instance_uid)
     with table.stage("read it with highdicom and compare"):
         returned = _read_on_grid(part10, series)
-        differing = int(np.count_nonzero(returned != series.expected))
+        differing = int(np.count_nonzero(returned != expected))
     with table.stage("write the same as BINARY with highdicom"):
-        binary_size = _binary_size(part10, series)
+        binary_size = _binary_size(part10, series, returned)
     draw_contact_sheet(picture, series.volume, returned, dcmread(BytesIO(part10), stop_before_pixels=True))
     table.rows += [
         ("source images", None, sum(file.stat().st_size for file in series.files)),
@@ -139,8 +147,8 @@ def _demonstrate(folder: Path | None, scratch: Path, picture: Path, table: Table
         ("LABELMAP as the archive returned it", None, len(part10)),
     ]
     if differing:
-        raise DemoFailed(f"{differing:,} voxels differ from {series.expected_from}: see {picture}")
-    return f"{archive.ae_title} returned what was expected: all {returned.size:,} voxels equal {series.expected_from}."
+        raise DemoFailed(f"{differing:,} voxels differ from {expected_from}: see {picture}")
+    return f"{archive.ae_title} returned what was expected: all {returned.size:,} voxels equal {expected_from}."
 
 
 def _archive(folder: Path) -> AbstractContextManager[Server]:
@@ -149,22 +157,31 @@ def _archive(folder: Path) -> AbstractContextManager[Server]:
     return launch_segnode(folder, _ARCHIVE, ae_title="ARCHIVE")
 
 
-def _synthetic_series(folder: Path) -> Series:
-    phantom = write_ct(folder)
-    files = sorted(folder.iterdir())
-    slices = order_slices([dcmread(file) for file in files])
-    volume = Volume(read_volume(slices).array, phantom.affine, {}, ())
-    return Series(files, slices, volume, phantom.labelmap, "the phantom's truth")
+def _tables(model: ModelConfig, config: Config, archive: Server) -> str:
+    """TOML of that model, the archive, and a rule that takes any series; JSON's strings and lists are TOML's."""
+    in_folder = config.folder / model.labels
+    values = {"name": model.name, "run": model.run, "version": model.version}
+    values["labels"] = str(in_folder.absolute()) if in_folder.is_file() else model.labels
+    quoted = {key: json.dumps(value) for key, value in values.items()}
+    family = json.dumps([model.family.scheme, model.family.value, model.family.meaning])
+    return _NODE.format(**quoted, family=family, archive=archive.dicomweb, quiet=_QUIET_S)
 
 
-def _real_series(folder: Path) -> Series:
+def _read_series(folder: Path) -> Series:
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and _is_image(file)]
     images = [dcmread(file) for file in files]
     if len({image.SeriesInstanceUID for image in images}) != 1:
         raise DemoFailed(f"{folder} must hold the images of one series, with their UIDs; {len(images)} images were found")
     slices = order_slices(images)
-    volume = read_volume(slices)
-    return Series(files, slices, volume, run_model(load_model(_MODEL), volume, _MODEL.name), "what the model produced")
+    return Series(files, slices, read_volume(slices))
+
+
+def _expect(series: Series, model: ModelConfig, phantom: Phantom | None, table: Table) -> tuple[Labels, str]:
+    """The labels that must come back, on the grid of the series, and where they are known from."""
+    if phantom is not None and model.run == _BUILT_IN.run:
+        return phantom.labelmap, "the phantom's truth"
+    with table.stage("run the model here"):
+        return run_model(load_model(model), series.volume, model.name), "what the model produced"
 
 
 def _is_image(file: Path) -> bool:
@@ -182,9 +199,9 @@ def _send(files: Sequence[Path], node: Server) -> None:
         raise DemoFailed("the images could not be sent")
 
 
-def _await_end(config: Config, table: Table) -> Job:
+def _await_end(node: Server, table: Table) -> Job:
     """Follow the job to its end, saying what it does. Raises DemoFailed with its reason when it fails."""
-    jobs = open_jobs(config)
+    jobs = open_jobs(node_config(node))
     started = time.time()
     shown = 0
     while True:
@@ -197,6 +214,8 @@ def _await_end(config: Config, table: Table) -> Job:
             raise DemoFailed(f"the job {job.state}: {job.error or job.note}")
         if job and job.state == "delivered":
             break
+        if node.process.poll() is not None:
+            raise DemoFailed(f"the node has ended: {node.log.read_text()[-2000:]}")
         time.sleep(_POLL_S)
     table.rows.append((f"wait until the series is quiet ({_QUIET_S:g} s)", entered[0][1] - started, None))
     for (state, since), (_, until) in pairwise(entered):
@@ -222,7 +241,7 @@ def _read_on_grid(part10: bytes, series: Series) -> Labels:
 
     returned = highdicom.seg.segread(BytesIO(part10)).get_volume(combine_segments=True)
     grid = highdicom.Volume(
-        series.expected,
+        series.volume.array,
         affine=series.volume.affine,
         coordinate_system="PATIENT",
         frame_of_reference_uid=returned.frame_of_reference_uid,
@@ -231,7 +250,7 @@ def _read_on_grid(part10: bytes, series: Series) -> Labels:
     return labels
 
 
-def _binary_size(part10: bytes, series: Series) -> int:
+def _binary_size(part10: bytes, series: Series, labels: Labels) -> int:
     """How large the same labels are as a BINARY SEG, written by highdicom."""
     import highdicom  # noqa: PLC0415  slow to load
 
@@ -241,7 +260,7 @@ def _binary_size(part10: bytes, series: Series) -> int:
         warnings.simplefilter("ignore")
         binary = highdicom.seg.Segmentation(
             list(series.slices.images),
-            series.expected.astype(np.uint8),
+            labels,
             "BINARY",
             descriptions,
             series_instance_uid=highdicom.UID(),
