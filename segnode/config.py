@@ -13,7 +13,6 @@ from segnode.dicom.codes import Code
 from segnode.errors import ConfigError
 
 FormName = Literal["labelmap:jpeg-ls", "labelmap:rle", "labelmap:native"]
-FORM_NAMES: Final[tuple[FormName, ...]] = get_args(FormName)
 DEFAULT_FILE: Final = "segnode.toml"
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]

@@ -30,6 +30,8 @@ from segnode.store.objects import ObjectStore
 _log = structlog.get_logger()
 
 _SWEEP_S: Final = 0.5
+_TIDY_S: Final = 600
+_ABANDONED_S: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def _run_dimse(config: Config, receiver: Receiver, ready: Callable[[], None]) ->
     stop = _stop_signal()
     scp = start_scp(receiver, config.node.ae_title, parse_address(config.node.dicom, "node.dicom"))
     ready()
-    stop.wait()
+    while not stop.wait(_TIDY_S):
+        # An association that broke off in the middle of an object leaves its file.
+        receiver.objects.delete_half_written(_ABANDONED_S)
     scp.stop()
 
 

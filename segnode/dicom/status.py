@@ -6,7 +6,16 @@ What the node answers to an object that it does not keep, and what an archive's 
 from collections.abc import Mapping
 from typing import Final
 
-from segnode.errors import BadIdentifier, Mismatch, NotDicom, OutOfResources, Refusal
+from segnode.errors import (
+    BadIdentifier,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    Mismatch,
+    NotDicom,
+    OutOfResources,
+    Refusal,
+)
 
 SUCCESS: Final = 0x0000
 PROCESSING_FAILURE: Final = 0x0110
@@ -37,3 +46,14 @@ def is_refusal_of_form(status: int) -> bool:
 def is_passing(status: int) -> bool:
     """The archive could not store now: the same object may do later."""
     return status & 0xFF00 == 0xA700 or status == PROCESSING_FAILURE
+
+
+def require_stored(status: int, answer: str) -> str:
+    """The answer of an archive that has stored an object. Raises DeliveryDeferred, FormRefused or DeliveryRefused with it."""
+    if is_stored(status):
+        return answer
+    if is_passing(status):
+        raise DeliveryDeferred(answer)
+    if is_refusal_of_form(status):
+        raise FormRefused(answer)
+    raise DeliveryRefused(answer)

@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx
 
 from segnode.config import FormName
-from segnode.dicom.status import is_passing, is_refusal_of_form, is_stored
+from segnode.dicom.status import require_stored
 from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
 from segnode.pipeline.ports import Segmentation, Sent
 
@@ -70,23 +70,13 @@ def _answer(response: httpx.Response, sop_instance_uid: str) -> str:
     for item in (*_items(document, _FAILED), *_items(document, _OTHER)):
         reason = _first(item, _REASON)
         if isinstance(reason, int):
-            return _judge(reason, f"{answer}, failure reason 0x{reason:04X}")
+            return require_stored(reason, f"{answer}, failure reason 0x{reason:04X}")
     if response.status_code in _REFUSED_FORM:
         raise FormRefused(answer)
     if response.status_code >= 500 or response.status_code in _PASSING:
         raise DeliveryDeferred(answer)
     if response.is_success:
         raise DeliveryDeferred(f"{answer}, but the object is not in the list of what was stored")
-    raise DeliveryRefused(answer)
-
-
-def _judge(reason: int, answer: str) -> str:
-    if is_stored(reason):
-        return answer
-    if is_passing(reason):
-        raise DeliveryDeferred(answer)
-    if is_refusal_of_form(reason):
-        raise FormRefused(answer)
     raise DeliveryRefused(answer)
 
 

@@ -14,10 +14,10 @@ from pynetdicom.presentation import build_context
 
 from segnode.config import DimseAddress, FormName
 from segnode.dicom.header import read_header
-from segnode.dicom.status import is_passing, is_refusal_of_form, is_stored
+from segnode.dicom.status import require_stored
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
-from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused, Refusal
 from segnode.pipeline.ports import Segmentation, Sent
 from segnode.seg.forms import FORMS
 
@@ -71,8 +71,11 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
     """Files in turn, with the SOP class and transfer syntax of each: no batch needs more contexts than an association has."""
     batch: dict[Path, tuple[str, str]] = {}
     for path in files:
-        with path.open("rb") as file:
-            header = read_header(file)
+        try:
+            with path.open("rb") as file:
+                header = read_header(file)
+        except Refusal as refusal:
+            raise DeliveryRefused(f"{path} cannot be sent: {refusal}") from refusal
         kind = (header.sop_class_uid, header.transfer_syntax_uid)
         if kind not in batch.values() and len(set(batch.values())) == _MOST_CONTEXTS:
             yield batch
@@ -116,10 +119,4 @@ def _store(association: Association, source: bytes | Path) -> str:
         raise DeliveryDeferred("the association broke off before the object was acknowledged")
     code = int(status.Status)
     answer = f"status 0x{code:04X}" + (f" {status.ErrorComment}" if "ErrorComment" in status else "")
-    if is_stored(code):
-        return answer
-    if is_passing(code):
-        raise DeliveryDeferred(answer)
-    if is_refusal_of_form(code):
-        raise FormRefused(answer)
-    raise DeliveryRefused(answer)
+    return require_stored(code, answer)

@@ -42,10 +42,6 @@ class Labelmaps:
         labelmap: npt.NDArray[np.unsignedinteger] = np.load(self._path(job_id), mmap_mode="r")
         return labelmap
 
-    def holds(self, job_id: str) -> bool:
-        """Whether the labelmap of a job is there."""
-        return self._path(job_id).exists()
-
     def delete(self, job_id: str) -> None:
         """Delete the labelmap of a job; it is no error when it is gone."""
         self._path(job_id).unlink(missing_ok=True)

@@ -78,6 +78,7 @@ class Stages:
             self.jobs.fail(job_id, _unforeseen(error), self.clock())
         else:
             return True
+        self.inferrer.labelmaps.delete(job_id)
         return False
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 from io import BytesIO
 from typing import Final
 
@@ -74,7 +74,7 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a new SEG is called and says of its origin; `tracking_uids` by segment number."""
+    """What a new SEG is called and says of its origin: `created` has a zone, `tracking_uids` is by segment number."""
 
     sop_instance_uid: str
     series_instance_uid: str
@@ -125,8 +125,9 @@ def _identification(image: Dataset, algorithm: Algorithm, identity: Identity, fo
     dataset.SeriesDescription = identity.series_description[:64]
     dataset.Modality = "SEG"
     dataset.InstanceNumber = 1
-    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = identity.created.strftime("%Y%m%d")
-    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = identity.created.strftime("%H%M%S.%f")
+    created = identity.created.astimezone(_zone_of(image))
+    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = created.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = created.strftime("%H%M%S.%f")
     dataset.Manufacturer = dataset.ManufacturerModelName = "segnode"
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
@@ -134,6 +135,15 @@ def _identification(image: Dataset, algorithm: Algorithm, identity: Identity, fo
     dataset.ContentDescription = f"{algorithm.name} {algorithm.version}"[:64]
     dataset.ContentCreatorName = None
     return dataset
+
+
+def _zone_of(image: Dataset) -> tzinfo | None:
+    """The zone that the study's dates and times are in; None, which is local time, where it does not say."""
+    offset = str(image.get("TimezoneOffsetFromUTC") or "")
+    try:
+        return datetime.strptime(offset, "%z").tzinfo
+    except ValueError:
+        return None
 
 
 def _series_number(image: Dataset) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import Column, Connection, Engine, Float, ForeignKey, Integer, MetaData, String, Table, and_, func, select
 from sqlalchemy.dialects.sqlite import insert
@@ -11,8 +11,6 @@ from segnode.store.database import reading
 
 State = Literal["waiting", "assembling", "inferring", "encoding", "delivering", "delivered", "failed", "cancelled"]
 DeliveryState = Literal["waiting", "delivered", "failed"]
-STATES: Final[tuple[State, ...]] = get_args(State)
-_ENDED: Final = ("delivered", "failed", "cancelled")
 
 _metadata = MetaData()
 _rule = Table(

@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,10 +26,13 @@ class ObjectStore:
         self.incoming = folder / _INCOMING / owner
         self.incoming.mkdir(parents=True, exist_ok=True)
 
-    def delete_half_written(self) -> None:
-        """Delete what an earlier process of this owner left in the incoming folder; nothing there was acknowledged."""
-        shutil.rmtree(self.incoming)
-        self.incoming.mkdir(parents=True)
+    def delete_half_written(self, older_than_s: float = 0) -> None:
+        """Delete what this owner has not written to for that long in its incoming folder; nothing there was acknowledged."""
+        before = time.time() - older_than_s
+        for path in self.incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime <= before:
+                    path.unlink()
 
     def spool(self) -> "Spool":
         """A new file to write an object into. Raises OutOfResources."""

@@ -58,10 +58,12 @@ def test_spool_that_is_not_kept_is_gone(tmp_path: Path) -> None:
 
 
 def test_half_written_files_of_one_owner_are_deleted(tmp_path: Path) -> None:
-    """At its start a role deletes its own leftovers, and nobody else's."""
+    """A role deletes its own leftovers once they are as old as it says, and nobody else's."""
     dimse, web = ObjectStore(tmp_path, "dimse"), ObjectStore(tmp_path, "web")
     (dimse.incoming / "left").write_bytes(b"x")
     (web.incoming / "open").write_bytes(b"x")
+    dimse.delete_half_written(older_than_s=60)
+    assert len(list(dimse.incoming.iterdir())) == 1
     dimse.delete_half_written()
     assert list(dimse.incoming.iterdir()) == []
     assert len(list(web.incoming.iterdir())) == 1
