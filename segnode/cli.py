@@ -143,7 +143,9 @@ def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
 def _announce(config: Config) -> None:
     node = config.node
     click.echo(f"{node.ae_title}: DICOM {node.dicom}, DICOMweb http://{node.http}/dicom-web, data in {config.data}", err=True)
-    if not config.destinations:
+    if not config.rules:
+        click.echo("There are no [[rules]]: what comes in is kept, and no model runs.", err=True)
+    elif not config.destinations:
         click.echo("There are no [[destinations]]: results are kept here and sent nowhere.", err=True)
 
 

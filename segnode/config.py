@@ -128,6 +128,8 @@ def parse_config(text: str, folder: Path) -> Config:
     if "folder" in raw:
         raise ConfigError(f"folder: unknown key; allowed: {', '.join(_keys(Config))}")
     _require_known_keys(raw, Config, "")
+    if "models" in raw:
+        raw.setdefault("rules", [])  # the default rule is for the default model
     try:
         config = msgspec.convert({**raw, "folder": folder}, Config)
     except msgspec.ValidationError as error:

@@ -173,7 +173,7 @@ def _read_series(folder: Path) -> Series:
     if len({image.SeriesInstanceUID for image in images}) != 1:
         raise DemoFailed(f"{folder} must hold the images of one series, with their UIDs; {len(images)} images were found")
     slices = order_slices(images)
-    return Series(files, slices, read_volume(slices))
+    return Series(files, slices, read_volume(slices, slices.images))
 
 
 def _expect(series: Series, model: ModelConfig, phantom: Phantom | None, table: Table) -> tuple[Labels, str]:

@@ -1,6 +1,6 @@
 """Volumes: a series of single-frame images as one array with its geometry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +57,15 @@ def order_slices(images: Sequence[Dataset]) -> Slices:
     return Slices(tuple(slices[i] for i in geometry.order), geometry.affine, left_out)
 
 
-def read_volume(slices: Slices) -> Volume:
-    """Decode the pixels of ordered images into a volume; they are deleted from the images on the way.
+def read_volume(slices: Slices, images: Iterable[Dataset]) -> Volume:
+    """Decode images, given with their pixels in slice order, into a volume; one image is held at a time.
 
     Raises UnreadablePixels, naming the image.
     """
     first = slices.images[0]
     array = np.empty((len(slices.images), first.Rows, first.Columns), np.float32)
-    for index, image in enumerate(slices.images):
-        array[index] = _modality_values(image)
-        del image.PixelData
+    for plane, image in zip(array, images, strict=True):
+        plane[:] = _modality_values(image)
     series = {keyword: _as_text(first.get(keyword)) for keyword in RULE_ATTRIBUTES if first.get(keyword) not in (None, "")}
     return Volume(array, slices.affine, series, tuple(str(image.SOPInstanceUID) for image in slices.images))
 

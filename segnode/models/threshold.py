@@ -34,14 +34,21 @@ def _body(dense: Mask) -> Mask:
     parts, count = ndimage.label(dense, _CONNECTIVITY)
     if count == 0:
         return dense
-    largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
+    largest = int(_sizes(parts, count)[1:].argmax()) + 1
     return np.stack([ndimage.binary_fill_holes(plane) for plane in parts == largest])
 
 
 def _large_parts(mask: Mask, volume: Volume) -> Mask:
     """The connected parts of at least the size of a lung's share; bowel gas and the trachea's end are smaller."""
-    parts, _ = ndimage.label(mask, _CONNECTIVITY)
-    sizes = np.bincount(parts.ravel()) * float(np.prod(volume.spacing))
-    large = sizes >= _SMALLEST_LUNG_MM3
+    parts, count = ndimage.label(mask, _CONNECTIVITY)
+    large = _sizes(parts, count) * float(np.prod(volume.spacing)) >= _SMALLEST_LUNG_MM3
     large[0] = False
     return np.asarray(large[parts])
+
+
+def _sizes(parts: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.intp]:
+    """Voxels of each part, slice by slice: bincount makes 8 bytes of each voxel."""
+    sizes = np.zeros(count + 1, np.intp)
+    for plane in parts:
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    return sizes

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from segnode.dicom.volume import Slices, order_slices
+from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
 from segnode.errors import NotAVolume, SegnodeError
 from segnode.pipeline.sweep import content_digest
-from segnode.store.index import Index
+from segnode.store.index import Index, Instance
 from segnode.store.jobs import Job
 from segnode.store.objects import ObjectStore
 
@@ -24,18 +24,23 @@ class Assembler:
     objects: ObjectStore
     index: Index
 
-    def slices(self, job: Job, *, with_pixels: bool) -> Slices:
-        """The images that a job was decided on, in slice order.
+    def slices(self, job: Job) -> Slices:
+        """The headers of the images that a job was decided on, in slice order.
 
         Raises Superseded when the series holds other images by now; NotAVolume.
         """
         held = self.index.images(job.series_instance_uid)
         if content_digest(image.sop_instance_uid for image in held) != job.content_digest:
             raise Superseded("more images of the series came: another job is made of it when it is quiet again")
-        return order_slices([self._read(i.object_key, i.sop_instance_uid, with_pixels=with_pixels) for i in held])
+        return order_slices([self._read(image, with_pixels=False) for image in held])
 
-    def _read(self, object_key: str, sop_instance_uid: str, *, with_pixels: bool) -> Dataset:
+    def volume(self, slices: Slices) -> Volume:
+        """The volume of ordered slices. Raises UnreadablePixels."""
+        held = (self.index.find(str(image.SOPInstanceUID)) for image in slices.images)
+        return read_volume(slices, (self._read(image, with_pixels=True) for image in held if image is not None))
+
+    def _read(self, instance: Instance, *, with_pixels: bool) -> Dataset:
         try:
-            return dcmread(self.objects.path(object_key), stop_before_pixels=not with_pixels)
+            return dcmread(self.objects.path(instance.object_key), stop_before_pixels=not with_pixels)
         except (InvalidDicomError, EOFError, ValueError, RecursionError) as error:
-            raise NotAVolume(f"SOP instance {sop_instance_uid} cannot be read: {error}") from error
+            raise NotAVolume(f"SOP instance {instance.sop_instance_uid} cannot be read: {error}") from error

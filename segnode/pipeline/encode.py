@@ -38,7 +38,7 @@ class Encoder:
         The first SEG that was committed for a job is the one: a repeat finds it and makes no other.
         """
         self.jobs.enter(job.id, "encoding", self.clock())
-        slices = self.assembler.slices(job, with_pixels=False)
+        slices = self.assembler.slices(job)
         sop_instance_uid = _result_uid("instance", job, rule, slices)
         if self.receiver.index.find(sop_instance_uid) is None:
             part10 = self._write(job, rule, slices, sop_instance_uid)

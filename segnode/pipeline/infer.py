@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from segnode.dicom.volume import Volume, read_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import ModelFailed
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.ports import Model
@@ -63,10 +63,10 @@ class Inferrer:
     def infer(self, job: Job, rule: Rule) -> None:
         """Make the labelmap of a job. Raises SegnodeError with the reason when there can be none; may be repeated."""
         self.jobs.enter(job.id, "assembling", self.clock())
-        slices = self.assembler.slices(job, with_pixels=True)
+        slices = self.assembler.slices(job)
         if slices.left_out:
             self.jobs.note(job.id, f"{len(slices.left_out)} localizer(s) left out: {', '.join(slices.left_out)}")
-        volume = read_volume(slices)
+        volume = self.assembler.volume(slices)
         self.jobs.enter(job.id, "inferring", self.clock())
         labelmap = run_model(self.models[rule.model.name], volume, rule.model.name)
         self.labelmaps.save(job.id, segment_numbers(labelmap, rule.dictionary))

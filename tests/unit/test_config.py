@@ -78,6 +78,12 @@ def test_defaults_are_the_contract() -> None:
     assert DestinationConfig(name="a", to="http://a").seg == ("labelmap:rle", "labelmap:native")
 
 
+def test_models_of_ones_own_bring_no_rule() -> None:
+    """The default rule is for the default model: with [[models]] of one's own there is no rule until one is written."""
+    model = '[[models]]\nname = "m"\nrun = "python:m"\nlabels = "m.toml"\nversion = "1"\n'
+    assert parse_config(model, Path()).rules == ()
+
+
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     """The data folder lies beside the configuration file, wherever the command runs."""
     (tmp_path / "segnode.toml").write_text('[node]\ndata = "kept"')

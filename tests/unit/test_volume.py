@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from segnode.dicom.volume import order_slices, read_volume
+from segnode.dicom.volume import Volume, order_slices, read_volume
 from segnode.errors import NotAVolume, UnreadablePixels
 from segnode.testing.phantom import Phantom
 
@@ -12,6 +12,12 @@ from segnode.testing.phantom import Phantom
 def images(phantom: Phantom) -> list[Dataset]:
     """The images of the phantom, by file name: against their positions."""
     return [dcmread(file) for file in sorted(phantom.folder.iterdir())]
+
+
+def volume_of(given: list[Dataset]) -> Volume:
+    """The volume of these images."""
+    slices = order_slices(given)
+    return read_volume(slices, slices.images)
 
 
 def test_slices_are_ordered_by_position_not_by_instance_number(phantom: Phantom) -> None:
@@ -23,7 +29,7 @@ def test_slices_are_ordered_by_position_not_by_instance_number(phantom: Phantom)
 
 def test_values_are_in_hounsfield_units(phantom: Phantom) -> None:
     """Slope and intercept of each image are applied: air is about -1000, the body about 40."""
-    volume = read_volume(order_slices(images(phantom)))
+    volume = volume_of(images(phantom))
     assert volume.array.dtype == np.float32
     assert abs(volume.array[:, 0, 0].mean() + 1000) < 30
     assert abs(volume.array[phantom.labelmap == 1].mean() - 40) < 30
@@ -33,9 +39,9 @@ def test_values_are_in_hounsfield_units(phantom: Phantom) -> None:
 def test_each_image_has_its_own_rescale(phantom: Phantom) -> None:
     """A slope that differs from image to image, as PET has it, is applied to its own image."""
     given = images(phantom)
-    expected = read_volume(order_slices(images(phantom))).array
+    expected = volume_of(images(phantom)).array
     given[0].RescaleSlope = "2"
-    array = read_volume(order_slices(given)).array
+    array = volume_of(given).array
     np.testing.assert_allclose(array[-1], (expected[-1] + 1024) * 2 - 1024)
     np.testing.assert_array_equal(array[:-1], expected[:-1])
 
@@ -79,4 +85,4 @@ def test_pixels_that_cannot_be_decoded_are_named(image: Dataset) -> None:
     """Pixel data that is too short is an error that names the image."""
     image.PixelData = image.PixelData[:1000]
     with pytest.raises(UnreadablePixels, match=image.SOPInstanceUID):
-        read_volume(order_slices([image]))
+        volume_of([image])

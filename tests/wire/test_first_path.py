@@ -84,7 +84,7 @@ def require_placed(dataset: Dataset, images: Sequence[Dataset], labels: np.ndarr
 def model_output(folder: Path) -> tuple[Sequence[Dataset], np.ndarray]:
     """The images of a folder in slice order, and what the built-in model makes of them."""
     slices = order_slices([dcmread(file) for file in folder.iterdir()])
-    return slices.images, np.asarray(segment(read_volume(slices)).labelmap)
+    return slices.images, np.asarray(segment(read_volume(slices, slices.images)).labelmap)
 
 
 def only(jobs: list[Job]) -> Job:

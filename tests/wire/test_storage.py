@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
 
@@ -166,6 +168,7 @@ def test_bad_object_is_refused_by_c_store(node: Server, tmp_path: Path, attribut
     response = store(node, good[:head] + bad[bad.index(b"\x08\x00\x16\x00UI") :], tmp_path)
     assert response.Status == status
     assert keyword in response.ErrorComment
+    assert response.OffendingElement == tag_for_keyword(keyword)
     assert files(node) == before
     assert held(node, "1.2.11.1") is None
 
@@ -269,6 +272,19 @@ def test_many_senders_at_once(node: Server, tmp_path: Path) -> None:
         assert [future.result() for future in futures] == [40] * 8
     index = Index(open_database(node_config(node).data / "index.sqlite"))
     assert len([i for i in index.instances("1.2.3") if i.sop_instance_uid.startswith("1.2.13.")]) == 40
+
+
+def test_send_names_what_it_cannot_send(node: Server, tmp_path: Path) -> None:
+    """`segnode send` ends with 0 when all is stored; with 1 and the file's name when a file is no DICOM or is refused."""
+    (tmp_path / "good.dcm").write_bytes(encode_part10(small("1.2.14.1"), ExplicitVRLittleEndian))
+    command = [sys.executable, "-m", "segnode", "send", str(tmp_path), "--to", node.dimse]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "1 sent to SEGNODE\n")
+    assert held(node, "1.2.14.1") is not None
+    (tmp_path / "note.txt").write_text("not DICOM")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "note.txt cannot be sent: not a DICOM file" in ended.stderr
 
 
 def memory_kb(process: int) -> int:
