@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def role(config_file: Path | None, role: Any, parent: int, ready_fd: int) -> Non
     configure_logs(role)
 
     def ready() -> None:
-        os.write(ready_fd, b"1")
+        with suppress(BrokenPipeError):  # after a restart nobody waits for it
+            os.write(ready_fd, b"1")
         os.close(ready_fd)
 
     try:

@@ -1,5 +1,6 @@
 """The node as processes: how it starts, stops, and what a crash leaves."""
 
+import json
 import os
 import re
 import signal
@@ -149,14 +150,37 @@ def test_nothing_outlives_the_node(tmp_path: Path, number: signal.Signals) -> No
     assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
 
 
-def test_node_ends_when_a_role_ends(tmp_path: Path) -> None:
-    """A role that is killed takes the node with it, which says which one it was: no half of a node serves on."""
-    with segnode(tmp_path / "node", "rules = []") as node:
+def role_of(process: int) -> str:
+    """The role that a process of a node runs; nothing for another process."""
+    words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    return words[words.index(b"role") + 1].decode() if b"role" in words else ""
+
+
+def events(node: Server, name: str) -> list[dict]:
+    """The events of that name in a node's log."""
+    lines = [line for line in node.log.read_text().splitlines() if line.startswith("{")]
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+@pytest.mark.parametrize("role", ["dimse", "web", "worker"])
+def test_role_that_dies_is_started_again(tmp_path: Path, phantom: Phantom, role: str) -> None:
+    """A role that is killed, twice, is started again after a wait that grows; then the node does its whole work."""
+    with segnode(tmp_path / "node", '[[rules]]\nwhen = {}\nmodel = "threshold"\nquiet = 1.0\n') as node:
+        for deaths in (1, 2):
+            (process,) = (p for p in descendants(node.process.pid) if role_of(p) == role)
+            os.kill(process, signal.SIGKILL)
+            until(lambda n=deaths: len(events(node, "a role is started again")) == n)
+        waits = [(e["died"], e["exit_code"], e["starts_again_in_s"]) for e in events(node, "a role has died")]
+        assert waits == [(role, -signal.SIGKILL, 0.5), (role, -signal.SIGKILL, 1.0)]
+        until(lambda: listens(node.dicom_port) and listens(node.http_port))
+        list(send_files(sorted(phantom.folder.iterdir()), parse_dimse_address(node.dimse, ""), "TEST"))
+        (job,) = await_jobs(node_config(node))
+        assert job.state == "delivered"
+        assert len(DICOMwebClient(node.dicomweb).search_for_studies()) == 1
         children = descendants(node.process.pid)
-        os.kill(min(children), signal.SIGKILL)
-        assert node.process.wait(15) == 1
+        node.process.terminate()
+        assert node.process.wait(10) == 0
         await_gone(children, (node.dicom_port, node.http_port))
-    assert "a role has ended" in node.log.read_text()
 
 
 def kill(node: Server) -> None:
