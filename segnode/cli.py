@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from segnode.config import Config, DestinationConfig, DimseAddress, is_http, parse_dimse_address, read_config
+from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig, is_http, parse_dimse_address, read_config
 from segnode.errors import ConfigError, LabelError, SegnodeError
 
 _config_option = click.option(
@@ -81,6 +82,17 @@ def role(config_file: Path | None, role: Any, parent: int, ready_fd: int) -> Non
     except OSError as error:
         click.echo(f"segnode: {role} cannot start: {error.strerror or error}: is another program using its port?", err=True)
         sys.exit(1)
+
+
+@main.command(hidden=True)
+@click.argument("config")
+@click.option("--requests-fd", type=int, required=True)
+@click.option("--life-fd", type=int, required=True)
+def model(config: str, requests_fd: int, life_fd: int) -> None:
+    """Run a model in its own process; a worker starts these."""
+    from segnode.models.child import serve_model
+
+    serve_model(msgspec.json.decode(config, type=ModelConfig), socket.socket(fileno=requests_fd), life_fd)
 
 
 @main.command()

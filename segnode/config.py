@@ -43,6 +43,8 @@ class ModelConfig(_Table, frozen=True):
     labels: _Text
     version: _Text
     family: Code = Code("DCM", "123110", "Artificial Intelligence")
+    timeout: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    memory: Annotated[float, msgspec.Meta(gt=0)] = 16.0
 
 
 class DestinationConfig(_Table, frozen=True):

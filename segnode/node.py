@@ -112,7 +112,7 @@ def _run_web(config: Config, receiver: Receiver, ready: Callable[[], None]) -> N
 
 
 def _run_worker(config: Config, store: Store, receiver: Receiver, ready: Callable[[], None]) -> None:
-    from segnode.models.python import load_model
+    from segnode.models.process import ModelProcess
     from segnode.pipeline.assemble import Assembler
     from segnode.pipeline.deliver import Deliverer
     from segnode.pipeline.encode import Encoder
@@ -126,7 +126,9 @@ def _run_worker(config: Config, store: Store, receiver: Receiver, ready: Callabl
     first_loaded = store.jobs.load_rules((rule.digest for rule in rules), time.time())
     assembler = Assembler(store.objects, store.index)
     labelmaps = Labelmaps(config.data / "work")
-    models = {model.name: load_model(model) for model in config.models}
+    models = {model.name: ModelProcess(model, config.data / "work" / "models" / model.name) for model in config.models}
+    for model in models.values():
+        model.check()
     inferrer = Inferrer(assembler, store.jobs, models, labelmaps, time.time)
     secret = _kept(config.data / "secret", lambda: secrets.token_hex(32)).encode()
     encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)

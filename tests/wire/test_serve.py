@@ -246,6 +246,26 @@ def test_job_goes_on_after_a_kill_and_makes_one_seg(tmp_path: Path, archive: Ser
     assert len(client.search_for_instances(search_filters={"SOPInstanceUID": job.sop_instance_uid})) == 1
 
 
+def test_model_that_crashes_harms_nobody_else(tmp_path: Path, phantom: Phantom) -> None:
+    """A model whose process dies fails its own job, with how it died; another rule's job on the same series is delivered."""
+    (tmp_path / "crashing_model.py").write_text("import ctypes\n\ndef segment(volume):\n    ctypes.string_at(0)\n")
+    tables = (
+        '[[models]]\nname = "bad"\nrun = "python:crashing_model"\nlabels = "threshold"\nversion = "1"\n'
+        '[[models]]\nname = "good"\nrun = "python:segnode.models.threshold"\nlabels = "threshold"\nversion = "1"\n'
+        '[[rules]]\nwhen = {}\nmodel = "bad"\nquiet = 1.0\n[[rules]]\nwhen = {}\nmodel = "good"\nquiet = 1.0\n'
+    )
+    os.environ["PYTHONPATH"] = str(tmp_path)
+    try:
+        with segnode(tmp_path / "node", tables) as node:
+            list(send_files(sorted(phantom.folder.iterdir()), parse_dimse_address(node.dimse, ""), "TEST"))
+            jobs = {job.model: job for job in await_jobs(node_config(node), 2)}
+            assert events(node, "a role has died") == []
+    finally:
+        del os.environ["PYTHONPATH"]
+    assert (jobs["good"].state, jobs["bad"].state) == ("delivered", "failed")
+    assert "the process of model 'bad' ended by SIGSEGV" in jobs["bad"].error
+
+
 def test_archive_that_is_down_is_tried_again(tmp_path: Path, phantom: Phantom) -> None:
     """A destination that nobody listens at keeps its delivery waiting, with the reason; the node serves on."""
     tables = (
