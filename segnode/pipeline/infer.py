@@ -76,6 +76,8 @@ def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer
     """Ask a model for its labelmap and hold it to the contract. Raises ModelFailed."""
     try:
         result = model(volume)
+    except ModelFailed:
+        raise
     except Exception as error:  # a model is somebody else's code: whatever it raises is the job's failure
         _log.exception("the model raised an error", model=name)
         raise ModelFailed(f"model {name!r} raised {type(error).__name__}; the log has the details") from error

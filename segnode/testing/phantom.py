@@ -58,7 +58,7 @@ class Phantom:
     affine: npt.NDArray[np.float64]
 
 
-def write_ct(folder: Path, slices: int = 120, size: int = 512, seed: int = 1, **attributes: str) -> Phantom:
+def write_ct(folder: Path, slices: int = 104, size: int = 512, seed: int = 1, **attributes: str) -> Phantom:
     """Write a CT series of `slices` images of size x size pixels; instance numbers run against the positions.
 
     `attributes` (by keyword) replace those of every image. The seed sets the noise and every UID.
