@@ -1,19 +1,23 @@
 """The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
+import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig, is_http, parse_dimse_address, read_config
 from segnode.errors import ConfigError, LabelError, SegnodeError
+
+if TYPE_CHECKING:
+    from segnode.store.jobs import Jobs
 
 _config_option = click.option(
     "--config",
@@ -113,25 +117,73 @@ def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
     click.echo(f"{count} sent to {address.ae_title}")
 
 
-@main.command()
+@main.group(invoke_without_command=True)
 @_config_option
+@click.option("--state", help="Only jobs in this state, for example failed.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def jobs(config_file: Path | None, *, as_json: bool) -> None:
-    """List what the node has decided to do, and how far it is."""
+@click.pass_context
+def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: bool) -> None:
+    """List what the node has decided to do, and how far it is; or show, retry or cancel a job."""
     from segnode.node import open_jobs
+    from segnode.pipeline.job_document import job_document
+    from segnode.store.jobs import STATES
 
-    found = open_jobs(read_config(config_file)).all()
+    if state not in (None, *STATES):
+        raise click.BadParameter(f"{state!r} is not a state; allowed: {', '.join(STATES)}")
+    ctx.obj = open_jobs(read_config(config_file))
+    if ctx.invoked_subcommand is not None:
+        return
+    found = [job_document(job) for job in ctx.obj.all(state)]
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        click.echo(json.dumps(found))
         return
     for job in found:
-        created = datetime.fromtimestamp(job.created_at).astimezone().isoformat(" ", "seconds")
-        click.echo(f"{job.id}  {job.state:<11} {created}  {job.model} {job.model_version}  series {job.series_instance_uid}")
-        for line in filter(None, (job.note, job.error)):
+        click.echo(f"{job['id'][:12]}  {job['state']:<11} {job['created']}  {job['model']}  series {job['series']}")
+        for line in filter(None, (job["note"], job["error"])):
             click.echo(f"    {line}")
-        for delivery in job.deliveries:
-            tried = f"{delivery.attempts} attempt(s)" + (f", {delivery.last_answer}" if delivery.last_answer else "")
-            click.echo(f"    {delivery.destination}: {delivery.state} {delivery.form} ({tried})")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.pass_obj
+def show(rows: "Jobs", job_id: str, *, as_json: bool) -> None:
+    """Show a job: its stages with their times, its deliveries with what was answered. The beginning of an id will do."""
+    from segnode.pipeline.job_document import job_document
+
+    job = job_document(rows.beginning(job_id))
+    if as_json:
+        click.echo(json.dumps(job))
+        return
+    for name in ("id", "state", "model", "series", "segmentation", "note", "error"):
+        click.echo(f"{name:<13} {job[name]}")
+    for stage in job["stages"]:
+        click.echo(f"{stage['at']}  {stage['state']}")
+    for delivery in job["deliveries"]:
+        click.echo(f"to {delivery['destination']}: {delivery['state']} {delivery['form']}, {delivery['attempts']} attempt(s)")
+        for name in ("last_answer", "next_attempt"):
+            if delivery[name]:
+                click.echo(f"    {name.replace('_', ' ')}: {delivery[name]}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.pass_obj
+def retry(rows: "Jobs", job_id: str) -> None:
+    """Have a failed or cancelled job done again: its result where there is none, else the deliveries that failed."""
+    job = rows.beginning(job_id)
+    rows.retry(job.id, time.time())
+    click.echo(f"{job.id} is tried again")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.pass_obj
+def cancel(rows: "Jobs", job_id: str) -> None:
+    """Have a job that goes on end here: what is not delivered yet is not delivered."""
+    job = rows.beginning(job_id)
+    rows.cancel(job.id, time.time())
+    click.echo(f"{job.id} is cancelled")
 
 
 @main.command()

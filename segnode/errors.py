@@ -14,6 +14,7 @@ SegnodeError
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── ModelFailed              the model raised, or returned what it must not
+├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
@@ -86,6 +87,10 @@ class LabelError(SegnodeError):
 
 class ModelFailed(SegnodeError):
     """The model raised an error, or returned what it must not."""
+
+
+class JobEnded(SegnodeError):
+    """A job that has ended where one that goes on is needed, or the other way round."""
 
 
 class DeliveryFailed(SegnodeError):

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
-from segnode.errors import SegnodeError
+from segnode.errors import JobEnded, SegnodeError
 from segnode.pipeline.assemble import Superseded
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
@@ -70,7 +70,9 @@ class Stages:
             run(job, rule)
         except Superseded as reason:
             self.jobs.note(job_id, str(reason))
-            self.jobs.enter(job_id, "cancelled", self.clock())
+            self.jobs.cancel(job_id, self.clock())
+        except JobEnded as reason:
+            _log.info("job is left", job=job_id, reason=str(reason))
         except SegnodeError as error:
             self.jobs.fail(job_id, str(error), self.clock())
         except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this job, not the worker
@@ -121,9 +123,9 @@ class Workflows:
         DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=1, polling_interval_sec=_POLL_S)
         DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=_POLL_S)
 
-    def run(self, job_ids: Iterable[str], deliveries: Iterable[Delivery]) -> None:
+    def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
         """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""
-        make = {_workflow_id("make", job_id): (job_id,) for job_id in job_ids}
+        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in attempts}
         deliver = {_workflow_id("deliver", *key): key for key in map(_attempt_key, deliveries)}
         for workflow_id in make.keys() - self._asked:
             with SetWorkflowID(workflow_id):

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import Column, Connection, Engine, Float, ForeignKey, Integer, MetaData, String, Table, and_, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from segnode.errors import JobEnded, NotFound
 from segnode.store.database import reading
 
 State = Literal["waiting", "assembling", "inferring", "encoding", "delivering", "delivered", "failed", "cancelled"]
-DeliveryState = Literal["waiting", "delivered", "failed"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+DeliveryState = Literal["waiting", "delivered", "failed", "cancelled"]
 
 _metadata = MetaData()
 _rule = Table(
@@ -29,6 +31,7 @@ _job = Table(
     Column("model", String, nullable=False),
     Column("model_version", String, nullable=False),
     Column("state", String, nullable=False, index=True),
+    Column("attempt", Integer, nullable=False, default=0),
     Column("note", String, nullable=False, default=""),
     Column("error", String, nullable=False, default=""),
     Column("sop_instance_uid", String, nullable=False, default=""),
@@ -87,7 +90,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Job:
-    """A decision as a person sees it; `transitions` lists when it came into each state."""
+    """A decision as a person sees it: `attempt` counts its retries, `transitions` lists when it came into each state."""
 
     id: str
     series_instance_uid: str
@@ -96,6 +99,7 @@ class Job:
     model: str
     model_version: str
     state: State
+    attempt: int
     note: str
     error: str
     sop_instance_uid: str
@@ -130,17 +134,17 @@ class Jobs:
                 _record(connection, decision.id, "waiting", now)
 
     def enter(self, job_id: str, state: State, now: float) -> None:
-        """A job comes into a state."""
+        """A job that goes on comes into a state. Raises JobEnded when it was cancelled."""
         with self._writer.begin() as connection:
-            connection.execute(_job.update().where(_job.c.id == job_id).values(state=state, updated_at=now))
-            _record(connection, job_id, state, now)
+            _require_going_on(connection, job_id)
+            _move(connection, job_id, state, now)
 
     def fail(self, job_id: str, error: str, now: float) -> None:
-        """A job has failed for a reason that its person can read."""
+        """A job has failed for a reason that its person can read; one that was cancelled stays so."""
         with self._writer.begin() as connection:
-            values = {"state": "failed", "error": error, "updated_at": now}
-            connection.execute(_job.update().where(_job.c.id == job_id).values(values))
-            _record(connection, job_id, "failed", now)
+            if _state(connection, job_id) != "cancelled":
+                connection.execute(_job.update().where(_job.c.id == job_id).values(error=error))
+                _move(connection, job_id, "failed", now)
 
     def note(self, job_id: str, note: str) -> None:
         """Something a person should know of a job that goes on."""
@@ -148,8 +152,12 @@ class Jobs:
             connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
 
     def owe(self, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
-        """The result of a job exists and is owed to these destinations; to none means that the job is done."""
+        """The result of a job exists and is owed to these destinations; to none means that the job is done.
+
+        Raises JobEnded when it was cancelled.
+        """
         with self._writer.begin() as connection:
+            _require_going_on(connection, job_id)
             connection.execute(_job.update().where(_job.c.id == job_id).values(sop_instance_uid=sop_instance_uid))
             for destination in destinations:
                 row = {
@@ -162,6 +170,30 @@ class Jobs:
                 }
                 connection.execute(insert(_delivery).values(row).on_conflict_do_nothing())
             _settle(connection, job_id, now)
+
+    def retry(self, job_id: str, now: float) -> None:
+        """Have a failed or cancelled job done again: its result where there is none, else the deliveries that failed.
+
+        Raises JobEnded when it has not failed.
+        """
+        with self._writer.begin() as connection:
+            if _state(connection, job_id) not in ("failed", "cancelled"):
+                raise JobEnded(f"job {job_id} has not failed: there is nothing to try again")
+            undelivered = and_(_delivery.c.job_id == job_id, _delivery.c.state.in_(("failed", "cancelled")))
+            # As owed anew: its attempts go on counting, so that each is a workflow of its own.
+            owed = {"state": "waiting", "next_attempt_at": now, "created_at": now}
+            tried = connection.execute(_delivery.update().where(undelivered).values(owed).returning(_delivery.c.job_id))
+            again = {"attempt": _job.c.attempt + 1, "error": "", "updated_at": now}
+            connection.execute(_job.update().where(_job.c.id == job_id).values(again))
+            _move(connection, job_id, "delivering" if tried.first() else "waiting", now)
+
+    def cancel(self, job_id: str, now: float) -> None:
+        """Have a job that goes on end here: what is not delivered yet is not delivered. Raises JobEnded."""
+        with self._writer.begin() as connection:
+            _require_going_on(connection, job_id)
+            waiting = and_(_delivery.c.job_id == job_id, _delivery.c.state == "waiting")
+            connection.execute(_delivery.update().where(waiting).values(state="cancelled"))
+            _move(connection, job_id, "cancelled", now)
 
     def delivered(self, delivery: Delivery, form: str, answer: str, now: float) -> None:
         """A destination has taken its object."""
@@ -183,15 +215,23 @@ class Jobs:
         """The delivery of a job's result to a destination."""
         return self._deliveries(and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination))[0]
 
-    def waiting(self) -> list[str]:
-        """The ids of jobs whose result does not exist yet."""
+    def waiting(self) -> list[tuple[str, int]]:
+        """Id and attempt of each job whose result does not exist yet."""
         unfinished = _job.c.state.in_(("waiting", "assembling", "inferring", "encoding"))
+        query = select(_job.c.id, _job.c.attempt).where(unfinished).order_by(_job.c.created_at)
         with self._reader.connect() as connection:
-            return list(connection.execute(select(_job.c.id).where(unfinished).order_by(_job.c.created_at)).scalars())
+            return [(row.id, row.attempt) for row in connection.execute(query)]
 
     def job(self, job_id: str) -> Job:
         """The job of that id."""
         return self._jobs(_job.c.id == job_id)[0]
+
+    def beginning(self, prefix: str) -> Job:
+        """The one job whose id begins like that. Raises NotFound when there is none, or more than one."""
+        found = self._jobs(_job.c.id.startswith(prefix, autoescape=True))
+        if len(found) != 1:
+            raise NotFound(f"{len(found)} jobs have an id that begins with {prefix!r}: `segnode jobs` lists them")
+        return found[0]
 
     def all(self, state: State | None = None) -> list[Job]:
         """All jobs, or those in a state, oldest first."""
@@ -221,8 +261,30 @@ class Jobs:
         return Job(**row, transitions=tuple((t.state, t.at) for t in transitions), deliveries=tuple(deliveries))
 
 
+def _state(connection: Connection, job_id: str) -> State:
+    state: State = connection.execute(select(_job.c.state).where(_job.c.id == job_id)).scalar_one()
+    return state
+
+
+def _require_going_on(connection: Connection, job_id: str) -> None:
+    state = _state(connection, job_id)
+    if state in ("delivered", "failed", "cancelled"):
+        raise JobEnded(f"job {job_id} has ended: it is {state}")
+
+
+def _move(connection: Connection, job_id: str, state: State, now: float) -> None:
+    connection.execute(_job.update().where(_job.c.id == job_id).values(state=state, updated_at=now))
+    _record(connection, job_id, state, now)
+
+
 def _settle(connection: Connection, job_id: str, now: float) -> None:
-    """A job is delivering while something is owed; then delivered, or failed with what its destinations answered."""
+    """A job is delivering while something is owed; then delivered, or failed with what its destinations answered.
+
+    What a cancelled job had sent already is known of its delivery only.
+    """
+    before = _state(connection, job_id)
+    if before == "cancelled":
+        return
     rows = connection.execute(select(_delivery).where(_delivery.c.job_id == job_id)).all()
     failures = [f"{row.destination}: {row.last_answer}" for row in rows if row.state == "failed"]
     state: State = "delivered"
@@ -230,7 +292,6 @@ def _settle(connection: Connection, job_id: str, now: float) -> None:
         state = "delivering"
     elif failures:
         state = "failed"
-    before = connection.execute(select(_job.c.state).where(_job.c.id == job_id)).scalar_one()
     values = {"state": state, "error": "; ".join(failures), "updated_at": now}
     connection.execute(_job.update().where(_job.c.id == job_id).values(values))
     if state != before:

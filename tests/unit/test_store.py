@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segnode.dicom.header import Header
-from segnode.errors import OutOfResources
+from segnode.errors import JobEnded, NotFound, OutOfResources
 from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Jobs
@@ -157,7 +157,7 @@ def test_job_goes_through_its_states(jobs: Jobs) -> None:
     """A decision is one job whatever is repeated; deliveries settle it."""
     jobs.decide(DECISION, 1.0)
     jobs.decide(DECISION, 2.0)
-    assert jobs.waiting() == ["j"]
+    assert jobs.waiting() == [("j", 0)]
     jobs.enter("j", "encoding", 3.0)
     jobs.owe("j", "1.9", ["a", "b"], 4.0)
     jobs.owe("j", "1.9", ["a", "b"], 4.5)
@@ -180,6 +180,63 @@ def test_result_that_is_owed_to_nobody_is_delivered(jobs: Jobs) -> None:
     jobs.decide(DECISION, 1.0)
     jobs.owe("j", "1.9", [], 2.0)
     assert jobs.job("j").state == "delivered"
+
+
+def test_failed_delivery_is_tried_again_on_request(jobs: Jobs) -> None:
+    """Retrying a job whose delivery failed owes that delivery anew, and leaves alone what was delivered."""
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", ["a", "b"], 2.0)
+    a, b = jobs.due(2.0)
+    jobs.delivered(a, "labelmap:rle", "ok", 3.0)
+    with pytest.raises(JobEnded, match="has not failed"):
+        jobs.retry("j", 3.5)
+    jobs.refused(b, "no", 4.0)
+    jobs.retry("j", 5.0)
+    (again,) = jobs.due(5.0)
+    assert (again.destination, again.attempts, again.created_at) == ("b", 1, 5.0)
+    job = jobs.job("j")
+    assert (job.state, job.error, job.attempt) == ("delivering", "", 1)
+
+
+def test_failed_result_is_tried_again_on_request(jobs: Jobs) -> None:
+    """Retrying a job that has no result makes it wait anew, under another attempt."""
+    jobs.decide(DECISION, 1.0)
+    jobs.fail("j", "no volume", 2.0)
+    assert jobs.waiting() == []
+    jobs.retry("j", 3.0)
+    assert jobs.waiting() == [("j", 1)]
+
+
+def test_cancelled_job_goes_no_further(jobs: Jobs) -> None:
+    """A cancelled job enters no state, owes nothing and cannot fail; what it had sent is known of its delivery only."""
+    jobs.decide(DECISION, 1.0)
+    jobs.cancel("j", 2.0)
+    for step in (
+        lambda: jobs.enter("j", "inferring", 3.0),
+        lambda: jobs.owe("j", "1.9", ["a"], 3.0),
+        lambda: jobs.cancel("j", 3.0),
+    ):
+        with pytest.raises(JobEnded, match="it is cancelled"):
+            step()
+    jobs.fail("j", "late", 4.0)
+    assert (jobs.job("j").state, jobs.job("j").error) == ("cancelled", "")
+    jobs.retry("j", 5.0)
+    jobs.owe("j", "1.9", ["a"], 6.0)
+    (delivery,) = jobs.due(6.0)
+    jobs.cancel("j", 7.0)
+    assert jobs.due(8.0) == []
+    jobs.delivered(delivery, "labelmap:rle", "ok", 8.0)
+    assert (jobs.job("j").state, jobs.delivery("j", "a").state) == ("cancelled", "delivered")
+
+
+def test_job_is_found_by_the_beginning_of_its_id(jobs: Jobs) -> None:
+    """The beginning of an id names one job, or is an error; it is no pattern."""
+    jobs.decide(DECISION, 1.0)
+    jobs.decide(replace(DECISION, id="jk"), 1.0)
+    assert jobs.beginning("jk").id == "jk"
+    for prefix in ("j", "x", "%", "_"):
+        with pytest.raises(NotFound):
+            jobs.beginning(prefix)
 
 
 def test_rule_keeps_the_time_it_was_first_loaded(jobs: Jobs) -> None:

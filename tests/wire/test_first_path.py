@@ -1,5 +1,6 @@
 """From a series to a LABELMAP SEG in an archive: with DCMTK, dicomweb-client, Orthanc and highdicom at the ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -27,7 +28,7 @@ from segnode.seg.forms import FORMS
 from segnode.store.jobs import Job
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
-from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode
+from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode, until
 
 RULE = '[[rules]]\nwhen = {{ Modality = "CT" }}\nmodel = "threshold"\nsend_to = [{names}]\nquiet = 2.0\n'
 
@@ -182,10 +183,21 @@ def test_archive_that_refuses_the_class_is_named(tmp_path: Path, archive: Server
         assert "labelmap:rle" in job.error
         assert "labelmap:native" in job.error
         assert len(fetch(DICOMwebClient(node.dicomweb), job.sop_instance_uid)) == 1
-        command = [sys.executable, "-m", "segnode", "jobs", "--config", str(tmp_path / "node" / "segnode.toml")]
-        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        assert "failed" in shown
+        (listed,) = json.loads(jobs_command(node, "--state", "failed", "--json").stdout)
+        assert (listed["id"], listed["state"], listed["deliveries"][0]["attempts"]) == (job.id, "failed", 1)
+        shown = jobs_command(node, "show", job.id[:8]).stdout
         assert "1.2.840.10008.5.1.4.1.1.66.7" in shown
+        assert "inferring" in shown
+        assert jobs_command(node, "retry", job.id[:8]).returncode == 0
+        until(lambda: [d.attempts for j in await_jobs(node_config(node)) for d in j.deliveries] == [2])
+        assert only(await_jobs(node_config(node))).state == "failed"
+
+
+def jobs_command(node: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `segnode jobs` on a node's configuration."""
+    config = str(node.log.parent / "segnode.toml")
+    command = [sys.executable, "-m", "segnode", "jobs", "--config", config, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def change(folder: Path, target: Path, edit: Callable[[int, Dataset], bool]) -> list[Path]:

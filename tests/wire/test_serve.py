@@ -281,6 +281,13 @@ def test_archive_that_is_down_is_tried_again(tmp_path: Path, phantom: Phantom) -
         assert (job.state, delivery.state) == ("delivering", "waiting")
         assert "cannot be reached" in delivery.last_answer
         assert 2 < delivery.next_attempt_at - delivery.created_at < 20
+        cancel = ("jobs", "--config", str(tmp_path / "node" / "segnode.toml"), "cancel", job.id[:10])
+        assert run(*cancel).returncode == 0
+        again = run(*cancel)
+        assert (again.returncode, "it is cancelled" in again.stderr) == (1, True)
+        assert jobs.due(delivery.next_attempt_at + 1) == []
+        wrong = run("jobs", "--config", str(tmp_path / "node" / "segnode.toml"), "--state", "done")
+        assert (wrong.returncode, "allowed: waiting" in wrong.stderr) == (2, True)
 
 
 def test_demo_on_a_real_folder(tmp_path: Path, phantom: Phantom) -> None:
