@@ -1,9 +1,25 @@
 """Logging: one JSON object a line on standard error; events and ids, never a patient's data."""
 
+import io
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error, where a full disk behind it ends no work: what cannot be logged is not."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def configure_logs(role: str) -> None:
@@ -15,7 +31,7 @@ def configure_logs(role: str) -> None:
         structlog.processors.format_exc_info,
     ]
     as_json = structlog.processors.JSONRenderer()
-    structlog.configure(processors=[*shared, as_json], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(processors=[*shared, as_json], logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
     structlog.contextvars.bind_contextvars(role=role)
     libraries = logging.StreamHandler(sys.stderr)
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta

@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from pydicom import Dataset, dcmread
 
 from segnode.testing.phantom import Phantom, write_ct
 from segnode.testing.servers import Server, orthanc, orthanc_program
+
+# How long an example takes says nothing on a machine that others use as well.
+settings.register_profile("segnode", deadline=None)
+settings.load_profile("segnode")
 
 SAMPLES = Path(os.environ.get("SEGNODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

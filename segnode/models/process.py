@@ -24,6 +24,7 @@ from segnode.config import ModelConfig
 from segnode.dicom.volume import Volume
 from segnode.errors import ConfigError, ModelFailed
 from segnode.pipeline.ports import Result
+from segnode.store.objects import room_for
 
 _WATCH_S: Final = 0.25
 _LOAD_S: Final = 600.0
@@ -64,7 +65,10 @@ class ModelProcess:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, volume: Volume) -> Result:
-        """Segment a volume. Raises ModelFailed when the child crashes, takes too long or too much memory, or says why not."""
+        """Segment a volume.
+
+        Raises ModelFailed when the child crashes, takes too long or too much memory, or says why not; OutOfResources.
+        """
         with self._one_at_a_time, self._exchange(volume) as (array, labelmap):
             child = self._child or self._start()
             request = {
@@ -97,7 +101,8 @@ class ModelProcess:
         token = secrets.token_hex(8)
         array, labelmap = self._folder / f"{token}.array.npy", self._folder / f"{token}.labelmap.npy"
         try:
-            np.save(array, volume.array)
+            with room_for("a volume"):
+                np.save(array, volume.array)
             yield array, labelmap
         finally:
             array.unlink(missing_ok=True)

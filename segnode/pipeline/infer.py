@@ -11,12 +11,13 @@ import numpy.typing as npt
 import structlog
 
 from segnode.dicom.volume import Volume
-from segnode.errors import ModelFailed
+from segnode.errors import ModelFailed, OutOfResources
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.ports import Model
 from segnode.pipeline.rules import Rule
 from segnode.seg.segments import segment_numbers
 from segnode.store.jobs import Job, Jobs
+from segnode.store.objects import room_for
 
 _log = structlog.get_logger()
 
@@ -28,14 +29,15 @@ class Labelmaps:
     folder: Path
 
     def save(self, job_id: str, labelmap: npt.NDArray[np.unsignedinteger]) -> None:
-        """Keep a labelmap durably; a repeat replaces it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f"{job_id}.tmp"
-        with beside.open("wb") as file:
-            np.save(file, labelmap)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(self._path(job_id))
+        """Keep a labelmap durably; a repeat replaces it. Raises OutOfResources."""
+        with room_for("a labelmap"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = self.folder / f"{job_id}.tmp"
+            with beside.open("wb") as file:
+                np.save(file, labelmap)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(self._path(job_id))
 
     def load(self, job_id: str) -> npt.NDArray[np.unsignedinteger]:
         """The labelmap of a job, mapped from its file."""
@@ -73,10 +75,10 @@ class Inferrer:
 
 
 def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer]:
-    """Ask a model for its labelmap and hold it to the contract. Raises ModelFailed."""
+    """Ask a model for its labelmap and hold it to the contract. Raises ModelFailed, OutOfResources."""
     try:
         result = model(volume)
-    except ModelFailed:
+    except (ModelFailed, OutOfResources):
         raise
     except Exception as error:  # a model is somebody else's code: whatever it raises is the job's failure
         _log.exception("the model raised an error", model=name)

@@ -6,12 +6,12 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
-from segnode.errors import JobEnded, SegnodeError
+from segnode.errors import JobEnded, OutOfResources, SegnodeError
 from segnode.pipeline.assemble import Superseded
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
@@ -27,7 +27,11 @@ WORKFLOW_VERSION: Final = "1"
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
 _POLL_S: Final = 0.5
-_WRITE_ATTEMPTS: Final = 20
+_REPEAT_S: Final = 5.0
+_ATTEMPTS: Final = 1_000_000
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ class Stages:
     clock: Callable[[], float]
 
     def infer(self, job_id: str) -> bool:
-        """Make the labelmap of a job; False when the job has ended with that."""
+        """Make the labelmap of a job; False when the job has ended with that. Raises OutOfResources."""
         return self._stage(job_id, self.inferrer.infer)
 
     def encode(self, job_id: str) -> bool:
-        """Make the SEG of a job; False when the job has ended with that."""
+        """Make the SEG of a job; False when the job has ended with that. Raises OutOfResources."""
         return self._stage(job_id, self.encoder.encode)
 
     def deliver(self, job_id: str, destination: str, attempt: int) -> None:
@@ -71,6 +75,8 @@ class Stages:
         except Superseded as reason:
             self.jobs.note(job_id, str(reason))
             self.jobs.cancel(job_id, self.clock())
+        except OutOfResources:
+            raise
         except JobEnded as reason:
             _log.info("job is left", job=job_id, reason=str(reason))
         except SegnodeError as error:
@@ -94,16 +100,15 @@ class Workflows:
     def __init__(self, stages: Stages, database_url: str, executor_id: str) -> None:
         DBOS(config=_engine_config(database_url, executor_id))
 
-        # A step raises only when its rows cannot be written (a full disk): then nothing else can go on either.
-        @DBOS.step(name="infer", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        @_step("infer")
         def infer(job_id: str) -> bool:
             return stages.infer(job_id)
 
-        @DBOS.step(name="encode", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        @_step("encode")
         def encode(job_id: str) -> bool:
             return stages.encode(job_id)
 
-        @DBOS.step(name="attempt", retries_allowed=True, max_attempts=_WRITE_ATTEMPTS)
+        @_step("attempt")
         def attempt(job_id: str, destination: str, number: int) -> None:
             stages.deliver(job_id, destination, number)
 
@@ -134,6 +139,14 @@ class Workflows:
             with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(_DELIVER_QUEUE, self._deliver, *deliver[workflow_id])
         self._asked = frozenset((*make, *deliver))
+
+
+def _step(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A step that raises only when there is no room for its result or its rows (a full disk).
+
+    Nothing else can go on then either, so it is repeated in its place every few seconds until there is room.
+    """
+    return DBOS.step(name=name, retries_allowed=True, max_attempts=_ATTEMPTS, interval_seconds=_REPEAT_S, backoff_rate=1.0)
 
 
 def _attempt_key(delivery: Delivery) -> tuple[str, str, int]:

@@ -45,7 +45,7 @@ class ObjectStore:
         """
         key = secrets.token_hex(16)
         target = self.path(key)
-        with _room():
+        with room_for("an object"):
             _synchronise(path)
             self._make_folder(target.parent)
             path.rename(target)
@@ -75,17 +75,17 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _room():
+        with room_for("an object"):
             self._file = path.open("xb")
 
     def write(self, block: bytes) -> None:
         """Append bytes. Raises OutOfResources."""
-        with _room():
+        with room_for("an object"):
             self._file.write(block)
 
     def complete(self) -> None:
         """Hand all bytes to the operating system; nothing is written after this. Raises OutOfResources."""
-        with _room():
+        with room_for("an object"):
             self._file.close()
 
     def discard(self) -> None:
@@ -102,11 +102,12 @@ class Spool:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def room_for(what: str) -> Iterator[None]:
+    """Say a disk that does not take something as OutOfResources."""
     try:
         yield
     except OSError as error:
-        raise OutOfResources(f"an object cannot be written to disk: {error.strerror}") from error
+        raise OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}") from error
 
 
 def _synchronise(path: Path) -> None:

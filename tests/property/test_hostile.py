@@ -21,7 +21,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     raise AssertionError
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_mutated_objects_are_read_or_refused(data: st.DataObject, phantom) -> None:
     """A few changed bytes in a real object end in a header or in a refusal."""

@@ -75,7 +75,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, list[int], np.ndarray]:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(case=cases())
 def test_labels_come_back_from_every_form(name, case) -> None:
     """What is written in a form, and what is re-encoded to every other, has the same labels in the same place."""
