@@ -27,6 +27,14 @@ def absent(what: str, how: str) -> None:
     pytest.skip(message)
 
 
+def installed(program: str, package: str) -> str:
+    """The path of a program."""
+    path = shutil.which(program)
+    if path is None:
+        absent(program, f"install {package} (scripts/peers does)")
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
     """A small synthetic CT with known truth."""
@@ -61,14 +69,7 @@ def sample_ct(sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def dcmtk() -> Callable[[str], str]:
     """Finds a program of DCMTK."""
-
-    def find(program: str) -> str:
-        path = shutil.which(program)
-        if path is None:
-            absent(f"DCMTK's {program}", "install dcmtk (scripts/peers does)")
-        return str(path)
-
-    return find
+    return lambda program: installed(program, "dcmtk")
 
 
 @pytest.fixture(scope="session")

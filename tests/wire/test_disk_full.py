@@ -1,7 +1,9 @@
 """A full disk: what comes in is refused with the right status, what goes on waits, and both recover without a restart."""
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,15 +23,17 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The data folder of a node to be, on a disk of 32 MiB."""
-    folder = tmp_path / "node" / "segnode-data"
-    folder.mkdir(parents=True)
+def small_disk() -> Iterator[Path]:
+    """The data folder of a node to be, on a disk of 32 MiB; not where pytest tidies up, which cannot remove a mount."""
+    scratch = Path(tempfile.mkdtemp(prefix="segnode-small-disk-"))
+    folder = scratch / "segnode-data"
+    folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=False, capture_output=True)
     if mounted.returncode:
         absent("the right to mount a tmpfs", "run this test as root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    shutil.rmtree(scratch)
 
 
 def fill(disk: Path) -> Path:
