@@ -1,5 +1,6 @@
 """SQLite databases that lose nothing: write-ahead log, full synchronisation, writers in turn."""
 
+import fcntl
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ def open_database(path: Path) -> Engine:
     Transactions take the write lock at their start (BEGIN IMMEDIATE), so that two writers wait for each other instead
     of failing; `reading(engine)` takes no lock.
     """
+    _use_write_ahead_log(path)
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
@@ -30,14 +32,21 @@ def reading(engine: Engine) -> Engine:
 
 def workflow_database(path: Path) -> str:
     """The URL of the workflow engine's own database, made in write-ahead mode; the engine sees to its transactions."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+    _use_write_ahead_log(path)
     return f"sqlite:///{path}"
+
+
+def _use_write_ahead_log(path: Path) -> None:
+    """Put a database into write-ahead mode, which it keeps. SQLite does not wait for others while it changes: we do."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock, closing(sqlite3.connect(path)) as connection:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _on_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself: _on_begin does
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

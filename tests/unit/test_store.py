@@ -1,5 +1,7 @@
 """Objects and rows."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,35 @@ def test_two_writers_of_one_uid_agree(tmp_path: Path) -> None:
         thread.join()
     assert len(answers) == 8
     assert len(set(answers)) == 1
+
+
+MAKERS = """
+import multiprocessing, sys
+from pathlib import Path
+from segnode.store.database import open_database
+from segnode.store.index import Index
+
+def make(path, barrier):
+    barrier.wait()
+    Index(open_database(path)).find("1.1")
+
+fork = multiprocessing.get_context("fork")
+for number in range(100):
+    barrier = fork.Barrier(4)
+    path = Path(sys.argv[1]) / f"{number}.sqlite"
+    makers = [fork.Process(target=make, args=(path, barrier)) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    if any(maker.exitcode for maker in makers):
+        sys.exit("a process could not make the database, or find it made")
+"""
+
+
+def test_many_may_make_the_same_database(tmp_path: Path) -> None:
+    """Roles that start at once on an empty data folder all find their database: none is told that it is locked."""
+    subprocess.run([sys.executable, "-c", MAKERS, str(tmp_path)], check=True)
 
 
 def test_series_is_quiet_until_considered_and_again_after_an_image(index: Index) -> None:
