@@ -31,6 +31,7 @@ def test_uid_is_digits_and_single_dots(value: str, valid: bool) -> None:
 
 def test_derived_uid_depends_on_every_part_and_nothing_else() -> None:
     """The same parts give the same UID, in every process; parts that run together do not."""
+    assert derived_uid("a", ["b", "c"]) == "2.25.88325408915618336702328268244284028412"
     assert derived_digest("ab", "c") != derived_digest("a", "bc")
     assert derived_digest(["a", "b"]) != derived_digest("a", "b")
     assert is_uid(derived_uid("a"))
