@@ -55,37 +55,41 @@ def main() -> None:
 def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
     """Run the node until SIGTERM or Ctrl-C."""
     from segnode.logs import configure_logs
-    from segnode.roles import ROLES, supervise
+    from segnode.posts import serve_roles
+    from segnode.roles import ROLES
 
-    _announce(read_config(config_file))
+    config = read_config(config_file)
+    _announce(config)
     configure_logs("supervisor")
-    sys.exit(supervise(roles or ROLES, config_file))
+    sys.exit(serve_roles(roles or ROLES, config, config_file))
 
 
 @main.command(hidden=True)
 @_config_option
 @click.argument("role")
+@click.argument("number", type=int)
+@click.option("--config-fd", type=int, required=True)
+@click.option("--listening-fd", type=int)
 @click.option("--parent", type=int, required=True)
 @click.option("--ready-fd", type=int, required=True)
-def role(config_file: Path | None, role: Any, parent: int, ready_fd: int) -> None:
-    """Run one role of a node; `segnode serve` starts these."""
+def role(
+    config_file: Path | None, role: Any, number: int, config_fd: int, listening_fd: int | None, parent: int, ready_fd: int
+) -> None:
+    """Run one process of a node; `segnode serve` starts these."""
     from segnode.logs import configure_logs
     from segnode.node import run_role
+    from segnode.posts import Inherited
     from segnode.roles import die_with_parent
 
     die_with_parent(parent)
-    configure_logs(role)
+    configure_logs(f"{role}-{number}")
 
     def ready() -> None:
         with suppress(BrokenPipeError):  # after a restart nobody waits for it
             os.write(ready_fd, b"1")
         os.close(ready_fd)
 
-    try:
-        run_role(role, read_config(config_file), ready)
-    except OSError as error:
-        click.echo(f"segnode: {role} cannot start: {error.strerror or error}: is another program using its port?", err=True)
-        sys.exit(1)
+    run_role(role, number, Inherited(config_file, config_fd, listening_fd), ready)
 
 
 @main.command(hidden=True)

@@ -1,5 +1,6 @@
 """The configuration: a TOML file read once into one frozen value; whatever is wrong with it stops the start."""
 
+import os
 import re
 import tomllib
 import typing
@@ -18,6 +19,11 @@ DEFAULT_FILE: Final = "segnode.toml"
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_Processes = Annotated[int, msgspec.Meta(ge=1, le=64)]
+_SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_DURATION_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 _DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)")
 
@@ -33,6 +39,36 @@ class NodeConfig(_Table, frozen=True):
     dicom: _Text = "127.0.0.1:11112"
     http: _Text = "127.0.0.1:8080"
     data: _Text = "./segnode-data"
+    dimse_processes: _Processes = min(os.cpu_count() or 1, 4)
+    web_workers: _Processes = 1
+
+
+class StorageConfig(_Table, frozen=True):
+    """`[storage]`: below `low_watermark` of free disk nothing more is received."""
+
+    low_watermark: _Text = "1 GiB"
+
+    @property
+    def low_watermark_bytes(self) -> int:
+        """The watermark in bytes."""
+        return parse_size(self.low_watermark, "storage.low_watermark")
+
+
+class RetentionConfig(_Table, frozen=True):
+    """`[retention]`: how long what is delivered stays here; without a value for ever."""
+
+    images_after_delivery: _Text | None = None
+    segmentations_after_delivery: _Text | None = None
+
+    @property
+    def images_s(self) -> float | None:
+        """How long images stay, in seconds."""
+        return _optional_duration(self.images_after_delivery, "retention.images_after_delivery")
+
+    @property
+    def segmentations_s(self) -> float | None:
+        """How long SEGs that the node has made stay, in seconds."""
+        return _optional_duration(self.segmentations_after_delivery, "retention.segmentations_after_delivery")
 
 
 class ModelConfig(_Table, frozen=True):
@@ -79,6 +115,8 @@ class Config(_Table, frozen=True):
     )
     destinations: tuple[DestinationConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = (RuleConfig(when={"Modality": "CT"}, model="threshold"),)
+    storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     folder: Path = Path()
 
     @property
@@ -138,6 +176,38 @@ def parse_config(text: str, folder: Path) -> Config:
         raise ConfigError(readable_problem(error)) from error
     _require_coherent(config)
     return config
+
+
+def pack_config(config: Config) -> bytes:
+    """A configuration as it is handed to the processes of a node."""
+    return msgspec.json.encode(config, enc_hook=str)
+
+
+def unpack_config(packed: bytes) -> Config:
+    """A configuration that was packed."""
+    return msgspec.json.decode(packed, type=Config, dec_hook=lambda kind, value: kind(value))
+
+
+def parse_size(value: str, path: str) -> int:
+    """Bytes of a size like `10 GiB`. Raises ConfigError with the path of the key."""
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ConfigError(
+            f"{path}: {value!r} is not a size; allowed: a number and {', '.join(_SIZE_UNITS)}, for example 10 GiB"
+        )
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def parse_duration(value: str, path: str) -> float:
+    """Seconds of a duration like `30d`. Raises ConfigError with the path of the key."""
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ConfigError(f"{path}: {value!r} is not a duration; allowed: a number and s, m, h or d, for example 30d")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def _optional_duration(value: str | None, path: str) -> float | None:
+    return None if value is None else parse_duration(value, path)
 
 
 def parse_address(value: str, path: str) -> Address:
@@ -206,6 +276,7 @@ def _require_coherent(config: Config) -> None:
     _require_ae_title(config.node.ae_title, "node.ae_title")
     parse_address(config.node.dicom, "node.dicom")
     parse_address(config.node.http, "node.http")
+    _ = config.storage.low_watermark_bytes, config.retention.images_s, config.retention.segmentations_s
     _require_unique([model.name for model in config.models], "models")
     _require_unique([destination.name for destination in config.destinations], "destinations")
     for index, model in enumerate(config.models):

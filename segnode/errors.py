@@ -2,6 +2,7 @@
 
 SegnodeError
 ├── ConfigError              a configuration that cannot be used
+├── CannotStart              a node that cannot start here and now
 ├── Refusal                  an object that is not kept; each maps to one DIMSE status and one STOW failure reason
 │   ├── NotDicom             the bytes are not a DICOM object
 │   ├── BadIdentifier        a UID that the object needs is missing or is not a UID
@@ -30,6 +31,10 @@ class SegnodeError(Exception):
 
 class ConfigError(SegnodeError):
     """A configuration that cannot be used; the message starts with the path of the key."""
+
+
+class CannotStart(SegnodeError):
+    """A node that cannot start here and now."""
 
 
 class Refusal(SegnodeError):

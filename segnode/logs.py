@@ -22,17 +22,21 @@ class _Stderr(io.TextIOBase):
             sys.stderr.flush()
 
 
-def configure_logs(role: str) -> None:
+def configure_logs(process: str) -> None:
     """Set up this process's log; libraries say warnings only, in the same form."""
+
+    def name(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {"process": process, **event}
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        name,
     ]
     as_json = structlog.processors.JSONRenderer()
     structlog.configure(processors=[*shared, as_json], logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
-    structlog.contextvars.bind_contextvars(role=role)
     libraries = logging.StreamHandler(sys.stderr)
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     libraries.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[without_meta, as_json], foreign_pre_chain=shared))

@@ -6,32 +6,52 @@ Imports stand inside the functions of a role, so that a process loads only what 
 import fcntl
 import os
 import secrets
+import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 
-from segnode.config import Config, DestinationConfig, is_http, parse_address, parse_dimse_address
-from segnode.errors import ConfigError
+from segnode.config import (
+    Config,
+    DestinationConfig,
+    ModelConfig,
+    is_http,
+    parse_dimse_address,
+    read_config,
+)
+from segnode.errors import ConfigError, LabelError
 from segnode.pipeline.ports import Destination
 from segnode.pipeline.receive import Receiver
+from segnode.pipeline.rules import documents, resolve_rules
+from segnode.posts import Inherited, patiently
 from segnode.roles import Role
 from segnode.store.database import open_database, workflow_database
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
-from segnode.store.objects import ObjectStore
+from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
+from segnode.store.measures import Measures, Meter
+from segnode.store.objects import SHELVES, ObjectStore
+
+if TYPE_CHECKING:
+    from segnode.models.process import ModelProcess
+    from segnode.pipeline.sweep import Sweep
+    from segnode.pipeline.workflows import Stages, Workflows
 
 _log = structlog.get_logger()
 
 _SWEEP_S: Final = 0.5
-_TIDY_S: Final = 600
-_ABANDONED_S: Final = 3600
+_TIDY_S: Final = 5.0
+_TIDY_ALL_EVERY: Final = 120
+_RECORDS_STAY_S: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -41,17 +61,37 @@ class Store:
     objects: ObjectStore
     index: Index
     jobs: Jobs
+    leases: Leases
+    measures: Measures
 
 
-def open_store(config: Config, owner: str) -> Store:
+def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:
+    """Run one process of a role until SIGTERM or SIGINT; `ready` is called when it serves."""
+    os.umask(0o077)
+    config = inherited.config
+    lease = new_lease(f"{role}-{number}")
+    with _only(config.data, lease.owner):
+        store = open_store(config, lease)
+        store.leases.take(lease, time.time())
+        store.objects.delete_half_written()
+        meter = Meter(role)
+        watermark = config.storage.low_watermark_bytes
+        receiver = Receiver(store.objects, store.index, meter, config.node.ae_title, watermark, time.time)
+        if role == "dimse":
+            _run_dimse(store, receiver, lease, inherited.listening(), ready)
+        elif role == "web":
+            _run_web(store, receiver, lease, inherited, ready)
+        else:
+            _Worker(config, store, receiver, lease).run(inherited, ready)
+
+
+def open_store(config: Config, lease: Lease) -> Store:
     """Open the data folder, made where there is none; readable by this user only."""
     data = config.data
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Store(
-        ObjectStore(data / "objects", owner),
-        Index(open_database(data / "index.sqlite")),
-        Jobs(open_database(data / "pipeline.sqlite")),
-    )
+    index = open_database(data / "index.sqlite")
+    jobs = Jobs(open_database(data / "pipeline.sqlite"))
+    return Store(ObjectStore(data / "objects", lease), Index(index), jobs, Leases(index), Measures(index))
 
 
 def open_jobs(config: Config) -> Jobs:
@@ -59,21 +99,6 @@ def open_jobs(config: Config) -> Jobs:
     if not config.data.is_dir():
         raise ConfigError(f"node.data: there is no folder {config.data}: has a node run with this configuration?")
     return Jobs(open_database(config.data / "pipeline.sqlite"))
-
-
-def run_role(role: Role, config: Config, ready: Callable[[], None]) -> None:
-    """Run one role in this process until SIGTERM or SIGINT; `ready` is called when it serves."""
-    os.umask(0o077)
-    with _only(config.data, role):
-        store = open_store(config, role)
-        store.objects.delete_half_written()
-        receiver = Receiver(store.objects, store.index, time.time)
-        if role == "dimse":
-            _run_dimse(config, receiver, ready)
-        elif role == "web":
-            _run_web(config, receiver, ready)
-        else:
-            _run_worker(config, store, receiver, ready)
 
 
 def destinations(config: Config) -> Mapping[str, Destination]:
@@ -92,77 +117,196 @@ def destination(config: DestinationConfig, calling_ae: str) -> Destination:
     return DimseDestination(parse_dimse_address(config.to, config.name), calling_ae)
 
 
-def _run_dimse(config: Config, receiver: Receiver, ready: Callable[[], None]) -> None:
+def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
     from segnode.dimse.scp import start_scp
+    from segnode.pipeline.tidy import ABANDONED_S
 
-    stop = _stop_signal()
-    scp = start_scp(receiver, config.node.ae_title, parse_address(config.node.dicom, "node.dicom"))
+    stop = _Told(signal.SIGTERM, signal.SIGINT)
+    scp = start_scp(receiver, lease, listening)
+    _start_heart(store, receiver.meter, lease, lambda: scp.associations)
     ready()
-    while not stop.wait(_TIDY_S):
+    while not stop.wait(ABANDONED_S):
         # An association that broke off in the middle of an object leaves its file.
-        receiver.objects.delete_half_written(_ABANDONED_S)
+        store.objects.delete_half_written(ABANDONED_S)
     scp.stop()
+    store.measures.add(receiver.meter)
 
 
-def _run_web(config: Config, receiver: Receiver, ready: Callable[[], None]) -> None:
+def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherited, ready: Callable[[], None]) -> None:
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
-    serve_http(create_app(receiver), parse_address(config.node.http, "node.http"), ready)
+    _start_heart(store, receiver.meter, lease, lambda: 0)
+    serve_http(create_app(receiver), inherited.listening(), ready)
+    store.measures.add(receiver.meter)
 
 
-def _run_worker(config: Config, store: Store, receiver: Receiver, ready: Callable[[], None]) -> None:
-    from segnode.models.process import ModelProcess
-    from segnode.pipeline.assemble import Assembler
-    from segnode.pipeline.deliver import Deliverer
-    from segnode.pipeline.encode import Encoder
-    from segnode.pipeline.infer import Inferrer, Labelmaps
-    from segnode.pipeline.rules import resolve_rules
-    from segnode.pipeline.sweep import Sweep
-    from segnode.pipeline.workflows import Stages, Workflows
+@dataclass(frozen=True)
+class _Wiring:
+    """What follows from a configuration, and is wired anew when that changes."""
 
-    stop = _stop_signal()
-    rules = resolve_rules(config)
-    first_loaded = store.jobs.load_rules((rule.digest for rule in rules), time.time())
-    assembler = Assembler(store.objects, store.index)
-    labelmaps = Labelmaps(config.data / "work")
-    models = {model.name: ModelProcess(model, config.data / "work" / "models" / model.name) for model in config.models}
-    for model in models.values():
-        model.check()
-    inferrer = Inferrer(assembler, store.jobs, models, labelmaps, time.time)
-    secret = _kept(config.data / "secret", lambda: secrets.token_hex(32)).encode()
-    encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)
-    forms = {d.name: d.seg for d in config.destinations}
-    deliverer = Deliverer(store.objects, store.index, store.jobs, destinations(config), forms, time.time)
-    stages = Stages(inferrer, encoder, deliverer, store.jobs, rules, time.time)
-    executor_id = _kept(config.data / "executor-id", lambda: secrets.token_hex(8))
-    workflows = Workflows(stages, workflow_database(config.data / "workflows.sqlite"), executor_id)
-    sweep = Sweep(store.index, store.jobs, rules, first_loaded, time.time)
-    ready()
-    while not stop.wait(_SWEEP_S):
+    stages: "Stages"
+    sweep: "Sweep"
+    models: Mapping[tuple[str, str], "ModelProcess"]
+
+
+class _Worker:
+    """The worker's process: sweeps, and has the engine run what the rows ask for."""
+
+    def __init__(self, config: Config, store: Store, receiver: Receiver, lease: Lease) -> None:
+        self._config = config
+        self._store = store
+        self._receiver = receiver
+        self._lease = lease
+        self._models = config.data / "work" / "models"
+
+    def run(self, inherited: Inherited, ready: Callable[[], None]) -> None:
+        """Work until SIGTERM or SIGINT; read the configuration again at SIGHUP."""
+        from segnode.pipeline.workflows import Workflows
+
+        stop, reload = _Told(signal.SIGTERM, signal.SIGINT), _Told(signal.SIGHUP)
+        for left in self._models.glob("*/*.npy"):  # by a worker that was killed
+            left.unlink()
+        wiring = self._wire(self._config, {})
+        executor_id = _kept(self._config.data / "executor-id", lambda: secrets.token_hex(8))
+        workflows = Workflows(wiring.stages, workflow_database(self._config.data / "workflows.sqlite"), executor_id)
+        _start_heart(self._store, self._receiver.meter, self._lease, lambda: 0)
+        threading.Thread(target=self._tidy, args=(workflows,), name="tidying", daemon=True).start()
+        ready()
+        while not stop.wait(_SWEEP_S):
+            if reload.wait(0):
+                reload.forget()
+                wiring = self._reloaded(wiring, inherited)
+                workflows.stages = wiring.stages
+            with _going_on("sweep broke"):  # the next sweep looks at the same rows again
+                wiring.sweep.decide()
+                workflows.run(self._store.jobs.waiting(), self._store.jobs.due(time.time()))
+        with _going_on("counts are not kept"):
+            self._store.measures.add(self._receiver.meter)
+        # A model may run on for minutes: every step is repeatable and taken up at the next start.
+        os._exit(0)
+
+    def _wire(self, config: Config, running: Mapping[tuple[str, str], "ModelProcess"]) -> _Wiring:
+        """Wire a configuration, with the models that run already where they are the same. Raises ConfigError, LabelError."""
+        from segnode.pipeline.assemble import Assembler
+        from segnode.pipeline.deliver import Deliverer
+        from segnode.pipeline.encode import Encoder
+        from segnode.pipeline.infer import Inferrer, Labelmaps
+        from segnode.pipeline.sweep import Sweep
+        from segnode.pipeline.workflows import Stages
+
+        store, receiver = self._store, self._receiver
+        rules = resolve_rules(config)
+        models = {(model.name, model.version): self._model(model, running) for model in config.models}
+        assembler = Assembler(store.objects, store.index)
+        labelmaps = Labelmaps(config.data / "work")
+        inferrer = Inferrer(assembler, store.jobs, models, labelmaps, time.time)
+        secret = _kept(config.data / "secret", lambda: secrets.token_hex(32)).encode()
+        encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)
+        forms = {d.name: d.seg for d in config.destinations}
+        sent = receiver.meter
+        deliverer = Deliverer(store.objects, store.index, store.jobs, destinations(config), forms, sent, time.time)
+        stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
+        first_loaded = store.jobs.load_rules(documents(rules), time.time())
+        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, time.time), models)
+
+    def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
+        """The process of a model, which has loaded it. Raises ConfigError when it cannot."""
+        from segnode.models.process import ModelProcess
+
+        same = running.get((config.name, config.version))
+        if same is not None and same.config == config:
+            return same
+        process = ModelProcess(config, self._models / config.name)
+        process.check()
+        return process
+
+    def _reloaded(self, wiring: _Wiring, inherited: Inherited) -> _Wiring:
+        """The wiring of the configuration as it is in the file now; the old one where that cannot be used."""
         try:
-            sweep.decide()
-            workflows.run(store.jobs.waiting(), store.jobs.due(time.time()))
-        except Exception:  # noqa: BLE001  the worker's loop: the next sweep looks at the same rows again
-            _log.exception("sweep broke")
-    # A model may run on for minutes: every step is repeatable and taken up at the next start.
-    os._exit(0)
+            config = read_config(inherited.config_file)
+            # What listens and what is open stays as it is.
+            config = msgspec.structs.replace(config, node=self._config.node, storage=self._config.storage)
+            new = self._wire(config, wiring.models)
+        except (ConfigError, LabelError) as error:
+            _log.error("the configuration cannot be used: the old one stays", reason=str(error))
+            return wiring
+        self._config = config
+        inherited.keep(config)
+        gone = [process for process in wiring.models.values() if process not in new.models.values()]
+        for process in gone:  # each ends when it has done what it is at
+            threading.Thread(target=process.close, daemon=True).start()
+        _log.info(
+            "the configuration is read again", rules=len(config.rules), destinations=[d.name for d in config.destinations]
+        )
+        return new
+
+    def _tidy(self, workflows: "Workflows") -> None:
+        """Tidy up for ever: a shelf of the objects each time, the rest every ten minutes."""
+        from segnode.pipeline.tidy import Tidier
+
+        store = self._store
+        turn = 0
+        while True:
+            retention = self._config.retention
+            tidier = Tidier(store.objects, store.index, store.jobs, store.leases, retention, time.time)
+            with _going_on("tidying broke"):
+                tidier.close_associations()
+                tidier.delete_unacknowledged(turn % SHELVES)
+                if turn % _TIDY_ALL_EVERY == 0:
+                    tidier.delete_abandoned()
+                    tidier.expire()
+                    workflows.purge(time.time() - _RECORDS_STAY_S)
+            turn += 1
+            time.sleep(_TIDY_S)
 
 
-def _stop_signal() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+def _start_heart(store: Store, meter: Meter, lease: Lease, associations: Callable[[], int]) -> None:
+    """Say every few seconds that this process is alive, and what it has counted."""
+
+    def beat() -> None:
+        while True:
+            with _going_on("heartbeat missed"):
+                store.leases.beat(lease, associations(), time.time())
+                store.measures.add(meter)
+            time.sleep(HEARTBEAT_S)
+
+    threading.Thread(target=beat, name="heart", daemon=True).start()
 
 
 @contextmanager
-def _only(data: Path, role: Role) -> Iterator[None]:
-    """One process of each role on a data folder: its lock is gone with the process, however that ends."""
+def _going_on(what: str) -> Iterator[None]:
+    """A turn of a loop that goes on after whatever breaks it, and says so."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001  the border of a loop that must not end
+        _log.exception(what)
+
+
+class _Told:
+    """Whether one of some signals has come; its handler takes no lock, so that a second one cannot find it taken."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._count = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for number in numbers:
+            signal.signal(number, lambda *_: os.eventfd_write(self._count, 1))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait that long for it at most; whether it has come."""
+        return bool(select.select([self._count], [], [], seconds)[0])
+
+    def forget(self) -> None:
+        """Wait for the next."""
+        os.eventfd_read(self._count)
+
+
+@contextmanager
+def _only(data: Path, owner: str) -> Iterator[None]:
+    """One process of that name on a data folder: its lock is gone with the process, however that ends."""
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (data / f"{role}.lock").open("w") as lock:
+    with (data / f"{owner}.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            patiently(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), BlockingIOError)
         except BlockingIOError as error:
             raise ConfigError(f"node.data: another node runs on {data}: stop it, or give this one its own folder") from error
         yield

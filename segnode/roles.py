@@ -1,4 +1,4 @@
-"""Roles as processes: `segnode serve` starts one for each, starts it again when it dies, and none outlives it."""
+"""Roles as processes: `segnode serve` starts them, starts again what dies, and none outlives it."""
 
 import ctypes
 import os
@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, get_args
 
 import structlog
@@ -27,13 +27,28 @@ _LONGEST_WAIT_S: Final = 30.0
 _STEADY_S: Final = 60.0
 
 
-def supervise(roles: Sequence[Role], config: Path | None) -> int:
-    """Run each role in a process of its own until SIGTERM or SIGINT; the exit code.
+@dataclass(frozen=True)
+class Post:
+    """A process to be kept running: its role, its number among those of that role, what it is told and inherits."""
 
-    A role that cannot start ends the node with that role's exit code. One that dies later is started again, after a
-    wait that grows from half a second to half a minute while it keeps dying.
+    role: Role
+    number: int
+    arguments: Sequence[str]
+    descriptors: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        """What the process is called in logs and rows, for example dimse-2."""
+        return f"{self.role}-{self.number}"
+
+
+def supervise(posts: Sequence[Post]) -> int:
+    """Keep a process running for each post until SIGTERM or SIGINT; the exit code.
+
+    A process that cannot start ends the node with its exit code. One that dies later is started again, after a wait
+    that grows from half a second to half a minute while it keeps dying. SIGHUP goes on to the worker.
     """
-    supervisor = _Supervisor([_Seat(role) for role in roles], config)
+    supervisor = _Supervisor([_Seat(post) for post in posts])
     try:
         return supervisor.run()
     finally:
@@ -49,9 +64,9 @@ def die_with_parent(parent: int) -> None:
 
 @dataclass
 class _Seat:
-    """A role, its process while it has one, and when it is to be started again while it has none."""
+    """A post, its process while it has one, and when it is to be started again while it has none."""
 
-    role: Role
+    post: Post
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     started_at: float = 0.0
@@ -60,9 +75,8 @@ class _Seat:
 
 
 class _Supervisor:
-    def __init__(self, seats: Sequence[_Seat], config: Path | None) -> None:
+    def __init__(self, seats: Sequence[_Seat]) -> None:
         self._seats = seats
-        self._config = config
         self._told_to_stop = False
         self._selector = selectors.DefaultSelector()
         # A signal wakes the selector by a byte on this pair; its handler only leaves a mark.
@@ -73,6 +87,7 @@ class _Supervisor:
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._be_told_to_stop)
+        signal.signal(signal.SIGHUP, self._be_told_to_reload)
 
     def run(self) -> int:
         """Start every role, then keep them running; the exit code."""
@@ -81,10 +96,11 @@ class _Supervisor:
             self._terminate()
         serving = [_is_ready(descriptor) for descriptor in ready]
         if not all(serving):
-            return 0 if self._told_to_stop else self._first_exit_code()
-        _log.info("ready", roles=[seat.role for seat in self._seats])
+            return 0 if self._told_to_stop else self._exit_code_without(serving)
+        _log.info("ready", processes=[seat.post.name for seat in self._seats])
         while not self._told_to_stop:
             self._selector.select(self._until_next_start())
+            self._forget_wakes()
             for seat in self._seats:
                 self._look_after(seat)
         return 0
@@ -99,7 +115,7 @@ class _Supervisor:
             try:
                 seat.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _log.error("a role did not stop and is killed", stopped=seat.role)
+                _log.error("a role did not stop and is killed", stopped=seat.post.name)
                 seat.process.kill()
                 seat.process.wait()
         signal.set_wakeup_fd(-1)
@@ -108,17 +124,27 @@ class _Supervisor:
         self._told_to_stop = True
         self._terminate()
 
+    def _be_told_to_reload(self, *_: object) -> None:
+        """The worker alone has what can change while it runs; it reads the file, and says what it makes of it."""
+        for seat in self._seats:
+            if seat.post.role == "worker" and seat.process is not None:
+                seat.process.send_signal(signal.SIGHUP)
+
+    def _forget_wakes(self) -> None:
+        with suppress(BlockingIOError):
+            self._signals.recv(4096, socket.MSG_DONTWAIT)
+
     def _terminate(self) -> None:
         for seat in self._seats:
             if seat.process is not None:
                 seat.process.terminate()
 
-    def _first_exit_code(self) -> int:
-        """The code of a role that ended without having served."""
-        codes = {seat.role: seat.process.poll() for seat in self._seats if seat.process is not None}
-        ended = {role: code for role, code in codes.items() if code is not None}
-        _log.error("a role cannot start, so the node stops", exit_codes=ended)
-        return max(1, *ended.values())
+    def _exit_code_without(self, serving: Sequence[bool]) -> int:
+        """The code of a process that ended, or is about to, without having served."""
+        ended = [seat for seat, serves in zip(self._seats, serving, strict=True) if not serves]
+        codes = {seat.post.name: seat.process.wait() for seat in ended if seat.process is not None}
+        _log.error("a role cannot start, so the node stops", exit_codes=codes)
+        return max([1, *codes.values()])
 
     def _until_next_start(self) -> float | None:
         waiting = [seat.start_at for seat in self._seats if seat.process is None]
@@ -129,7 +155,7 @@ class _Supervisor:
         if seat.process is None:
             if seat.start_at <= time.monotonic() and not self._told_to_stop:
                 os.close(self._start(seat))
-                _log.info("a role is started again", started=seat.role)
+                _log.info("a role is started again", started=seat.post.name)
         elif seat.process.poll() is not None and not self._told_to_stop:
             self._bury(seat, seat.process.returncode)
 
@@ -140,14 +166,16 @@ class _Supervisor:
         seat.deaths = 1 if steady else seat.deaths + 1
         wait = min(_FIRST_WAIT_S * 2.0 ** (seat.deaths - 1), _LONGEST_WAIT_S)
         seat.process, seat.start_at = None, time.monotonic() + wait
-        _log.error("a role has died", died=seat.role, exit_code=code, deaths=seat.deaths, starts_again_in_s=wait)
+        _log.error("a role has died", died=seat.post.name, exit_code=code, deaths=seat.deaths, starts_again_in_s=wait)
 
     def _start(self, seat: _Seat) -> int:
-        """Start a role's process; the descriptor on which it says that it serves."""
+        """Start the process of a post; the descriptor on which it says that it serves."""
         readable, writable = os.pipe()
-        command = [sys.executable, "-m", "segnode", "role", seat.role, "--parent", str(os.getpid())]
-        command += ["--ready-fd", str(writable)] + (["--config", str(self._config)] if self._config else [])
-        seat.process = subprocess.Popen(command, pass_fds=(writable,), stdin=subprocess.DEVNULL)  # noqa: S603  our own
+        post = seat.post
+        command = [sys.executable, "-m", "segnode", "role", post.role, str(post.number), *post.arguments]
+        command += ["--parent", str(os.getpid()), "--ready-fd", str(writable)]
+        inherited = (writable, *post.descriptors)
+        seat.process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: S603  our own
         os.close(writable)
         seat.started_at = time.monotonic()
         seat.pidfd = os.pidfd_open(seat.process.pid)

@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.filereader import read_sequence
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES, UID_ATTRIBUTES
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
@@ -27,10 +28,19 @@ _LONGEST_VALUE: Final = 64 * 1024
 _LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
 _BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
 _CHARACTER_SET_TAG: Final = 0x00080005
+_CONTRIBUTING_EQUIPMENT_TAG: Final = 0x0018A001
 _DATA_SET: Final = 0x00030000
 _PIXELS: Final = 0x7FE00008
 _BEYOND_PIXELS: Final = 0x7FE00011
 _BEYOND_ANY: Final = 1 << 32
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """An item of ContributingEquipmentSequence: equipment that had a part in making an object (PS3.3 C.12.1)."""
+
+    manufacturer: str
+    station_name: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Header:
     transfer_syntax_uid: str
     dataset_offset: int
     attributes: Mapping[str, str]
+    contributors: tuple[Contributor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def read_header(file: BinaryIO) -> Header:
     """
     meta, dataset_offset = _read_file_meta(file)
     transfer_syntax = _required_uid(meta, "TransferSyntaxUID")
-    found = _read_dataset(file, dataset_offset, encoding_of(transfer_syntax))
+    found, contributors = _read_dataset(file, dataset_offset, encoding_of(transfer_syntax))
     uids = {keyword: _required_uid(found, keyword) for keyword in UID_ATTRIBUTES}
     for in_meta, in_dataset in (("MediaStorageSOPClassUID", "SOPClassUID"), ("MediaStorageSOPInstanceUID", "SOPInstanceUID")):
         if meta.get(in_meta) and meta[in_meta] != uids[in_dataset]:
@@ -78,6 +89,7 @@ def read_header(file: BinaryIO) -> Header:
         transfer_syntax_uid=transfer_syntax,
         dataset_offset=dataset_offset,
         attributes={keyword: value for keyword, value in found.items() if keyword not in UID_ATTRIBUTES and value},
+        contributors=contributors,
     )
 
 
@@ -102,20 +114,31 @@ _INDEXED: Final[Mapping[int, str]] = {
 }
 
 
-def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> dict[str, str]:
+def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> tuple[dict[str, str], tuple[Contributor, ...]]:
     file.seek(offset)
     stream: BinaryIO = io.BytesIO(_inflate_start(file)) if encoding.deflated else file
     order = "<" if encoding.little_endian else ">"
     values: dict[str, str] = {}
+    contributors: tuple[Contributor, ...] = ()
     encodings = ["iso8859"]
     # Of a deflated data set only the start is there: whether its pixel data is whole shows when it is decoded.
     for element in _walk(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
         if element.tag == _CHARACTER_SET_TAG:
             encodings = _python_encodings(_text(_value(stream, element)))
+        elif element.tag == _CONTRIBUTING_EQUIPMENT_TAG and element.length <= _LONGEST_VALUE:
+            contributors = _contributors(_value(stream, element), encoding)
         elif element.tag in _INDEXED and element.length <= _LONGEST_VALUE:
             keyword = _INDEXED[element.tag]
             values[keyword] = _decoded(_value(stream, element), dictionary_VR(element.tag), order, encodings)
-    return values
+    return values, contributors
+
+
+def _contributors(sequence: bytes, encoding: Encoding) -> tuple[Contributor, ...]:
+    try:
+        items = read_sequence(io.BytesIO(sequence), encoding.implicit_vr, encoding.little_endian, len(sequence), ["iso8859"])
+        return tuple(Contributor(str(item.get("Manufacturer", "")), str(item.get("StationName", ""))) for item in items)
+    except Exception:  # noqa: BLE001  a sequence that pydicom cannot read is kept as it is, and names nobody
+        return ()
 
 
 def _inflate_start(file: BinaryIO) -> bytes:

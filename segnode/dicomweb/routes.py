@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from structlog.contextvars import bound_contextvars
 
 from segnode.dicomweb import qido, wado
 from segnode.dicomweb.stow import StoreRequest, boundary_of
@@ -50,12 +51,13 @@ class DicomWeb:
             reason = 'the body must be multipart/related; type="application/dicom"'
             return Response(reason, 415, media_type="text/plain")
         store = StoreRequest(self.receiver, boundary, request.path_params.get("study"))
-        try:
-            async for block in _blocks(request):
-                await run_in_threadpool(store.feed, block)
-            stored = store.finish()
-        finally:
-            await run_in_threadpool(store.close)
+        with bound_contextvars(request=uuid4().hex[:12]):
+            try:
+                async for block in _blocks(request):
+                    await run_in_threadpool(store.feed, block)
+                stored = store.finish()
+            finally:
+                await run_in_threadpool(store.close)
         return _json(stored.document(_root(request)), stored.http_status)
 
     def _search(self, level: Level) -> Callable[[Request], Response]:

@@ -143,6 +143,7 @@ class StoreRequest:
             self._attempt(self._receive, self._spool)
         if self._refusal is not None:
             _log.warning("refused", reason=str(self._refusal))
+            self._receiver.meter.refused(STATUS_OF[type(self._refusal)])
             self._refusals.append(self._refusal)
         self.close()
 

@@ -1,29 +1,55 @@
 """The Storage and Verification SCP: takes every storage SOP class in every transfer syntax, stored as received."""
 
-from collections.abc import Callable
+import itertools
+import socket
+import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
+from structlog.contextvars import bound_contextvars
 
-from segnode.config import Address
 from segnode.dicom.status import PROCESSING_FAILURE, STATUS_OF, SUCCESS
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from segnode.dimse.switches import set_switches
 from segnode.errors import Refusal
 from segnode.pipeline.receive import Receiver
+from segnode.store.index import OpenAssociation
+from segnode.store.leases import Lease
 
 _log = structlog.get_logger()
 
 MAXIMUM_PDU: Final = 131072
 _LONGEST_COMMENT: Final = 64
+
+
+class _SharingServer(ThreadedAssociationServer):
+    """An association server on a socket that listens already, and that other processes may share."""
+
+    def __init__(self, *arguments: Any, listening: socket.socket, **named: Any) -> None:
+        self._listening = listening
+        # Of those that are woken by a connection all but one find it taken: they must not wait for the next.
+        listening.setblocking(False)
+        super().__init__(*arguments, **named)
+
+    def server_bind(self) -> None:
+        super().server_close()  # one of its own, that does not listen
+        self.socket = self._listening
+
+    def server_activate(self) -> None:
+        """It listens already."""
+
+    def server_close(self) -> None:
+        """Close this process's share; a shutdown would be one for all."""
+        self._listening.close()
 
 
 @dataclass(frozen=True)
@@ -32,15 +58,23 @@ class StorageScp:
 
     server: ThreadedAssociationServer
 
+    @property
+    def associations(self) -> int:
+        """How many associations are open in this process."""
+        return len(self.server.active_associations)
+
     def stop(self) -> None:
         """Accept no more associations, and end the open ones."""
+        associations = self.server.active_associations
         self.server.shutdown()
+        for association in associations:
+            association.abort()
 
 
-def start_scp(receiver: Receiver, ae_title: str, address: Address) -> StorageScp:
-    """Listen for associations; returns when the port is open. Raises OSError when it cannot be."""
+def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> StorageScp:
+    """Accept associations on a listening socket; each is a part of this process's lease."""
     set_switches(receiver.objects.incoming)
-    ae = AE(ae_title)
+    ae = AE(receiver.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = MAXIMUM_PDU
@@ -48,15 +82,55 @@ def start_scp(receiver: Receiver, ae_title: str, address: Address) -> StorageScp
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), list(STORED_TRANSFER_SYNTAXES))
     ae.add_supported_context(Verification)
-    handlers = [(evt.EVT_C_STORE, _storing(receiver))]
-    return StorageScp(ae.start_server(address, block=False, evt_handlers=handlers))  # type: ignore[arg-type]
+    door = _Door(receiver, lease)
+    handlers: list[Any] = [
+        (evt.EVT_C_STORE, door.store),
+        (evt.EVT_ESTABLISHED, door.begin),
+        (evt.EVT_CONN_CLOSE, door.end),
+    ]
+    server = ae.make_server(listening.getsockname(), evt_handlers=handlers, server_class=_SharingServer, listening=listening)
+    ae._servers.append(server)  # which its shutdown wants to take it from
+    threading.Thread(target=server.serve_forever, name="accepting", daemon=True).start()
+    return StorageScp(server)
 
 
-def _storing(receiver: Receiver) -> Callable[[Event], Dataset]:
-    def store(event: Event) -> Dataset:
+class _Door:
+    """Translates what associations bring into calls of the receiver; each association has a number in this process."""
+
+    def __init__(self, receiver: Receiver, lease: Lease) -> None:
+        self._receiver = receiver
+        self._lease = lease
+        self._numbers = itertools.count(1)
+        self._open: dict[Association, OpenAssociation] = {}
+
+    def begin(self, event: Event) -> None:
+        """An association is open."""
+        association = OpenAssociation(self._lease.id, next(self._numbers))
+        self._open[event.assoc] = association
+        _log.info("association opened", association=association.name, calling_ae=event.assoc.requestor.ae_title)
+
+    def end(self, event: Event) -> None:
+        """A connection is closed; what it sent waits for it no longer."""
+        association = self._open.pop(event.assoc, None)
+        if association is not None:
+            self._receiver.index.close_association(association)
+            _log.info("association closed", association=association.name)
+
+    def store(self, event: Event) -> Dataset:
+        """Receive an object; the response."""
+        association = self._open.get(event.assoc)
+        with bound_contextvars(association=association.name if association else None):
+            response = self._receive(event, association)
+            if response.Status != SUCCESS:
+                self._receiver.meter.refused(response.Status)
+        if association is not None and event.assoc not in self._open:  # its connection broke meanwhile
+            self._receiver.index.close_association(association)
+        return response
+
+    def _receive(self, event: Event, association: OpenAssociation | None) -> Dataset:
         try:
             event.request._dataset_file.close()  # type: ignore[union-attr]  # the switches say that there is one
-            receiver.receive(event.dataset_path)
+            self._receiver.receive(event.dataset_path, association=association)
         except Refusal as refusal:
             _log.warning("refused", reason=str(refusal), calling_ae=event.assoc.requestor.ae_title)
             return _response(STATUS_OF[type(refusal)], str(refusal), refusal.attribute)
@@ -64,8 +138,6 @@ def _storing(receiver: Receiver) -> Callable[[Event], Dataset]:
             _log.exception("storing broke")
             return _response(PROCESSING_FAILURE, "unforeseen error; the node's log has the details")
         return _response(SUCCESS)
-
-    return store
 
 
 def _response(status: int, comment: str = "", attribute: str | None = None) -> Dataset:

@@ -56,11 +56,9 @@ class ModelProcess:
     """
 
     def __init__(self, config: ModelConfig, folder: Path) -> None:
-        self._config = config
+        self.config = config
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.npy"):  # by a worker that was killed
-            left.unlink()
         self._child: _Child | None = None
         self._one_at_a_time = threading.Lock()
 
@@ -79,10 +77,10 @@ class ModelProcess:
                 "sop_instance_uids": volume.sop_instance_uids,
             }
             child.requests.sendall(json.dumps(request).encode() + b"\n")
-            answer = self._await_answer(child, self._config.timeout)
+            answer = self._await_answer(child, self.config.timeout)
             if "error" in answer:
-                raise ModelFailed(f"model {self._config.name!r} {answer['error']}; {self._prints} has what it printed")
-            return Result(_load(labelmap, self._config.name))
+                raise ModelFailed(f"model {self.config.name!r} {answer['error']}; {self._prints} has what it printed")
+            return Result(_load(labelmap, self.config.name))
 
     def check(self) -> None:
         """Start the child and have it load the model. Raises ConfigError when it cannot."""
@@ -90,6 +88,11 @@ class ModelProcess:
             self._start()
         except ModelFailed as error:
             raise ConfigError(str(error)) from error
+
+    def close(self) -> None:
+        """End the child once it has done what it is at; a later call starts another."""
+        with self._one_at_a_time:
+            self._end()
 
     @property
     def _prints(self) -> Path:
@@ -111,7 +114,7 @@ class ModelProcess:
     def _start(self) -> _Child:
         ours, theirs = socket.socketpair()
         dies, lives = os.pipe()
-        command = [sys.executable, "-m", "segnode", "model", msgspec.json.encode(self._config).decode()]
+        command = [sys.executable, "-m", "segnode", "model", msgspec.json.encode(self.config).decode()]
         command += ["--requests-fd", str(theirs.fileno()), "--life-fd", str(dies)]
         with self._prints.open("ab") as prints:
             process = subprocess.Popen(  # noqa: S603  our own program
@@ -143,15 +146,15 @@ class ModelProcess:
             received += block or b""
             if time.monotonic() > deadline:
                 raise self._failed(f"did not answer within {timeout:g} s (timeout)")
-            if _memory_of_group(child.process.pid) > self._config.memory * _GIB:
-                raise self._failed(f"took more than {self._config.memory:g} GiB (memory)")
+            if _memory_of_group(child.process.pid) > self.config.memory * _GIB:
+                raise self._failed(f"took more than {self.config.memory:g} GiB (memory)")
         answer: dict[str, str] = json.loads(received)
         return answer
 
     def _failed(self, how: str) -> ModelFailed:
         """End what is left of the child; the next volume gets a new one."""
         self._end()
-        return ModelFailed(f"the process of model {self._config.name!r} {how}; {self._prints} has what it printed")
+        return ModelFailed(f"the process of model {self.config.name!r} {how}; {self._prints} has what it printed")
 
     def _end(self) -> None:
         if self._child is not None:

@@ -15,6 +15,7 @@ from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
 from segnode.store.index import Index
 from segnode.store.jobs import Delivery, Jobs
+from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 
 _log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Deliverer:
     jobs: Jobs
     destinations: Mapping[str, Destination]
     forms: Mapping[str, tuple[FormName, ...]]
+    meter: Meter
     clock: Callable[[], float]
 
     def attempt(self, delivery: Delivery) -> None:
@@ -59,25 +61,34 @@ class Deliverer:
         destination = self.destinations.get(delivery.destination)
         if held is None or destination is None:
             missing = "the object" if held is None else "the destination"
-            self.jobs.refused(delivery, f"{missing} is no longer there", self.clock())
+            self._refuse(delivery, f"{missing} is no longer there")
             return
         segmentation = HeldSegmentation(self.objects, held.object_key, held.sop_class_uid, held.sop_instance_uid)
         try:
             sent = destination.send(segmentation, self.forms[delivery.destination])
         except DeliveryRefused as refusal:
-            self.jobs.refused(delivery, str(refusal), self.clock())
+            self._refuse(delivery, str(refusal))
         except DeliveryDeferred as deferral:
             self._defer(delivery, str(deferral))
         else:
             self.jobs.delivered(delivery, sent.form, sent.answer, self.clock())
-        _log.info("delivery attempted", job=delivery.job_id, destination=delivery.destination)
+            self._say(delivery, "delivered")
+
+    def _refuse(self, delivery: Delivery, answer: str) -> None:
+        self.jobs.refused(delivery, answer, self.clock())
+        self._say(delivery, "refused")
+
+    def _say(self, delivery: Delivery, result: str) -> None:
+        self.meter.attempted(delivery.destination, result)
+        _log.info("delivery attempted", result=result)
 
     def _defer(self, delivery: Delivery, answer: str) -> None:
         """Owe it for longer: exponential back-off with jitter, given up after a week."""
         now = self.clock()
         if now - delivery.created_at > _GIVE_UP_AFTER_S:
-            self.jobs.refused(delivery, f"given up after a week; last answer: {answer}", now)
+            self._refuse(delivery, f"given up after a week; last answer: {answer}")
             return
         longest = min(_FIRST_WAIT_S * 2.0 ** min(delivery.attempts, 16), _LONGEST_WAIT_S)
         wait = random.uniform(0.5, 1.0) * longest  # noqa: S311  spreads retries, guards nothing
         self.jobs.deferred(delivery, answer, now + wait, now)
+        self._say(delivery, "deferred")

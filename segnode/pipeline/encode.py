@@ -45,7 +45,7 @@ class Encoder:
             with self.receiver.objects.spool() as spool:
                 spool.write(part10)
                 spool.complete()
-                self.receiver.receive(spool.path, origin="made")
+                self.receiver.hold_made(spool.path)
         self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())
         self.labelmaps.delete(job.id)
 

@@ -54,23 +54,26 @@ class Labelmaps:
 
 @dataclass(frozen=True)
 class Inferrer:
-    """Runs models on series."""
+    """Runs models on series; `models` are by name and version."""
 
     assembler: Assembler
     jobs: Jobs
-    models: Mapping[str, Model]
+    models: Mapping[tuple[str, str], Model]
     labelmaps: Labelmaps
     clock: Callable[[], float]
 
     def infer(self, job: Job, rule: Rule) -> None:
         """Make the labelmap of a job. Raises SegnodeError with the reason when there can be none; may be repeated."""
+        model = self.models.get((rule.model.name, rule.model.version))
+        if model is None:
+            raise ModelFailed(f"model {rule.model.name!r} version {rule.model.version} is no longer in the configuration")
         self.jobs.enter(job.id, "assembling", self.clock())
         slices = self.assembler.slices(job)
         if slices.left_out:
             self.jobs.note(job.id, f"{len(slices.left_out)} localizer(s) left out: {', '.join(slices.left_out)}")
         volume = self.assembler.volume(slices)
         self.jobs.enter(job.id, "inferring", self.clock())
-        labelmap = run_model(self.models[rule.model.name], volume, rule.model.name)
+        labelmap = run_model(model, volume, rule.model.name)
         self.labelmaps.save(job.id, segment_numbers(labelmap, rule.dictionary))
 
 

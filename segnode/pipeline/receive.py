@@ -7,9 +7,11 @@ from pathlib import Path
 
 import structlog
 
-from segnode.dicom.header import Header, read_header
-from segnode.errors import Mismatch, Refusal
-from segnode.store.index import Index, Instance, Origin
+from segnode.dicom.header import Contributor, Header, read_header
+from segnode.dicom.uids import MANUFACTURER
+from segnode.errors import Mismatch, OutOfResources, Refusal
+from segnode.store.index import Index, Instance, OpenAssociation, Origin
+from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 
 _log = structlog.get_logger()
@@ -17,13 +19,19 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Receiver:
-    """Takes complete Part 10 files of the object store's incoming folder."""
+    """Takes complete Part 10 files of the object store's incoming folder.
+
+    Below `low_watermark` bytes of free disk nothing more is received: what is left is for the work that goes on.
+    """
 
     objects: ObjectStore
     index: Index
+    meter: Meter
+    ae_title: str
+    low_watermark: int
     clock: Callable[[], float]
 
-    def receive(self, path: Path, study: str | None = None, origin: Origin = "received") -> Instance:
+    def receive(self, path: Path, study: str | None = None, association: OpenAssociation | None = None) -> Instance:
         """Keep the object in a file, or find that it is held already, which changes nothing.
 
         `study` is the study it must be of, where the sender said so. When this returns, the object is durable. Raises
@@ -32,26 +40,42 @@ class Receiver:
         with path.open("rb") as file:
             header = read_header(file)
         try:
-            return self._hold(path, header, study, origin)
+            if study is not None and header.study_instance_uid != study:
+                raise Mismatch("StudyInstanceUID of the data set is not the study of the request", "StudyInstanceUID")
+            instance = self._hold(path, header, self._origin(header), association)
         except Refusal as refusal:
             refusal.identity = (header.sop_class_uid, header.sop_instance_uid)
             raise
+        self.meter.received(instance.size)
+        return instance
 
-    def _hold(self, path: Path, header: Header, study: str | None, origin: Origin) -> Instance:
-        if study is not None and header.study_instance_uid != study:
-            raise Mismatch("StudyInstanceUID of the data set is not the study of the request", "StudyInstanceUID")
-        digest = _digest(path, header)
-        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin)
+    def hold_made(self, path: Path) -> Instance:
+        """Keep an object that the node has made. Raises OutOfResources."""
+        with path.open("rb") as file:
+            header = read_header(file)
+        return self._hold(path, header, "made", None)
+
+    def _origin(self, header: Header) -> Origin:
+        """What the node has made starts no work, also when an archive sends it back and its row is gone."""
+        return "made" if Contributor(MANUFACTURER, self.ae_title) in header.contributors else "received"
+
+    def _hold(self, path: Path, header: Header, origin: Origin, association: OpenAssociation | None) -> Instance:
+        digest = dataset_digest(path, header.dataset_offset)
+        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held
 
-    def _keep(self, path: Path, header: Header, digest: str, origin: Origin) -> Instance:
+    def _keep(self, path: Path, header: Header, digest: str, origin: Origin, association: OpenAssociation | None) -> Instance:
         size = path.stat().st_size
+        if origin == "received" and self.objects.free_bytes() - size < self.low_watermark:
+            raise OutOfResources(
+                "the disk is almost full (storage.low_watermark): nothing more is received until there is room"
+            )
         key = self.objects.keep(path)
         held = None
         try:
-            held = self.index.add(header, key, size, digest, origin, self.clock())
+            held = self.index.add(header, key, size, digest, origin, self.clock(), association)
         finally:
             if held is None or held.object_key != key:
                 self.objects.delete(key)
@@ -59,8 +83,8 @@ class Receiver:
         return held
 
 
-def _digest(path: Path, header: Header) -> str:
+def dataset_digest(path: Path, dataset_offset: int) -> str:
     """SHA-256 over the data set: what the sender's file meta information says of itself does not count."""
     with path.open("rb") as file:
-        file.seek(header.dataset_offset)
+        file.seek(dataset_offset)
         return hashlib.file_digest(file, "sha256").hexdigest()

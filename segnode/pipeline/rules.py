@@ -1,7 +1,6 @@
 """Rules as the pipeline knows them: resolved with their model and label dictionary, and named by a digest of all that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import msgspec
 from segnode.config import Config, FormName, ModelConfig, RuleConfig
 from segnode.dicom.matching import matches
 from segnode.dicom.uids import derived_digest
+from segnode.errors import LabelError
 from segnode.seg.segments import LabelDictionary, read_label_dictionary
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, dict=True):
     """A rule with what it names; `first_form` is what its first destination would like best."""
 
     config: RuleConfig
@@ -33,6 +32,11 @@ class Rule:
             msgspec.json.encode(self.dictionary).decode(),
         )
 
+    @property
+    def document(self) -> str:
+        """The rule as it is kept beside the jobs that it has decided."""
+        return msgspec.json.encode(self).decode()
+
     def selects(self, attributes: Mapping[str, str]) -> bool:
         """Whether a series with these attributes is this rule's."""
         return all(matches(value, attributes.get(keyword, "")) for keyword, value in self.config.when.items())
@@ -48,3 +52,16 @@ def resolve_rules(config: Config) -> Sequence[Rule]:
         first_form = forms[rule.send_to[0]] if rule.send_to else "labelmap:rle"
         rules.append(Rule(rule, model, read_label_dictionary(model.labels, folder), first_form))
     return rules
+
+
+def documents(rules: Sequence[Rule]) -> Mapping[str, str]:
+    """The documents of rules, by digest."""
+    return {rule.digest: rule.document for rule in rules}
+
+
+def rule_of(document: str) -> Rule:
+    """The rule that a document holds. Raises LabelError when this version cannot read it."""
+    try:
+        return msgspec.json.decode(document, type=Rule)
+    except msgspec.DecodeError as error:
+        raise LabelError(f"the rule that asked for it was kept by another version of segnode: {error}") from error

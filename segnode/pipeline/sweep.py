@@ -22,32 +22,39 @@ class Sweep:
     def decide(self) -> None:
         """Commit a decision for each series and rule whose time has come."""
         for series in self.index.quiet_series():
-            self._consider(series)
+            self.consider(series)
 
-    def _consider(self, series: QuietSeries) -> None:
-        """Ask every rule that selects the series; one that was loaded after the last image came is not asked."""
+    def consider(self, series: QuietSeries) -> None:
+        """Ask every rule that selects the series; one that was loaded after the last image came is not asked.
+
+        Jobs of fewer images are cancelled when nobody has their SEG yet.
+        """
         selecting = [
             rule
             for rule in self.rules
             if rule.selects(series.attributes) and self.first_loaded[rule.digest] <= series.last_received_at
         ]
         quiet_for = self.clock() - series.last_received_at
-        for rule in selecting:
-            if quiet_for >= rule.config.quiet and not self._decide(series, rule):
-                return
-        if all(quiet_for >= rule.config.quiet for rule in selecting):
+        due = [rule for rule in selecting if quiet_for >= rule.config.quiet and not series.is_being_sent]
+        unsent = self.jobs.unsent(series.series_instance_uid)
+        if due or unsent:
+            images = self.index.images(series.series_instance_uid)
+            content = content_digest(image.sop_instance_uid for image in images)
+            for job_id, of_content in unsent.items():
+                if of_content != content:
+                    self.jobs.supersede(job_id, self.clock())
+            if any(image.received_at > series.last_received_at for image in images):
+                return  # it came while this was looked at
+            for rule in due:
+                self.jobs.decide(decision_of(series.series_instance_uid, content, rule), self.clock())
+        if len(due) == len(selecting):
             self.index.set_considered(series)
 
-    def _decide(self, series: QuietSeries, rule: Rule) -> bool:
-        """Commit the decision, unless another image has come meanwhile."""
-        images = self.index.images(series.series_instance_uid)
-        if any(image.received_at > series.last_received_at for image in images):
-            return False
-        content = content_digest(image.sop_instance_uid for image in images)
-        job_id = derived_digest("job", series.series_instance_uid, content, rule.digest)[:32]
-        decision = Decision(job_id, series.series_instance_uid, content, rule.digest, rule.model.name, rule.model.version)
-        self.jobs.decide(decision, self.clock())
-        return True
+
+def decision_of(series: str, content: str, rule: Rule) -> Decision:
+    """What a rule decides of a series with that content: always the same job."""
+    job_id = derived_digest("job", series, content, rule.digest)[:32]
+    return Decision(job_id, series, content, rule.digest, rule.model.name, rule.model.version)
 
 
 def content_digest(sop_instance_uids: Iterable[str]) -> str:

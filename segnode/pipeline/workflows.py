@@ -4,20 +4,24 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 (infer, then encode), and one attempt at a delivery. Neither waits: what is to happen later is a row with a due time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
+from structlog.contextvars import bound_contextvars
 
 from segnode.errors import JobEnded, OutOfResources, SegnodeError
 from segnode.pipeline.assemble import Superseded
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.infer import Inferrer
-from segnode.pipeline.rules import Rule
+from segnode.pipeline.rules import Rule, rule_of
 from segnode.store.jobs import Delivery, Job, Jobs
+from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
 
@@ -29,6 +33,8 @@ _DELIVER_QUEUE: Final = "deliver"
 _POLL_S: Final = 0.5
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
+_PURGE_AT_ONCE: Final = 500
+_ENDED: Final = ["SUCCESS", "ERROR", "CANCELLED"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -42,49 +48,53 @@ class Stages:
     encoder: Encoder
     deliverer: Deliverer
     jobs: Jobs
-    rules: Sequence[Rule]
+    meter: Meter
     clock: Callable[[], float]
 
     def infer(self, job_id: str) -> bool:
         """Make the labelmap of a job; False when the job has ended with that. Raises OutOfResources."""
-        return self._stage(job_id, self.inferrer.infer)
+        return self._stage("infer", job_id, self.inferrer.infer)
 
     def encode(self, job_id: str) -> bool:
         """Make the SEG of a job; False when the job has ended with that. Raises OutOfResources."""
-        return self._stage(job_id, self.encoder.encode)
+        return self._stage("encode", job_id, self.encoder.encode)
 
     def deliver(self, job_id: str, destination: str, attempt: int) -> None:
         """Attempt a delivery, unless that attempt is over."""
         delivery = self.jobs.delivery(job_id, destination)
         if delivery.state != "waiting" or delivery.attempts != attempt:
             return
-        try:
-            self.deliverer.attempt(delivery)
-        except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
-            _log.exception("delivery broke", job=job_id, destination=destination)
-            self.jobs.refused(delivery, _unforeseen(error), self.clock())
+        with bound_contextvars(job=job_id, destination=destination):
+            try:
+                self.deliverer.attempt(delivery)
+            except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
+                _log.exception("delivery broke")
+                self.jobs.refused(delivery, _unforeseen(error), self.clock())
 
-    def _stage(self, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
+    def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)
-        rule = next((rule for rule in self.rules if rule.digest == job.rule_digest), None)
-        if rule is None:
-            self.jobs.fail(job_id, "the rule that asked for it is no longer in the configuration", self.clock())
-            return False
+        with bound_contextvars(job=job_id, series_instance_uid=job.series_instance_uid):
+            return self._run_stage(name, job, run)
+
+    def _run_stage(self, name: str, job: Job, run: Callable[[Job, Rule], None]) -> bool:
+        job_id, began = job.id, time.monotonic()
         try:
-            run(job, rule)
+            run(job, rule_of(self.jobs.rule(job.rule_digest)))
         except Superseded as reason:
             self.jobs.note(job_id, str(reason))
             self.jobs.cancel(job_id, self.clock())
         except OutOfResources:
             raise
         except JobEnded as reason:
-            _log.info("job is left", job=job_id, reason=str(reason))
+            _log.info("job is left", reason=str(reason))
         except SegnodeError as error:
             self.jobs.fail(job_id, str(error), self.clock())
         except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this job, not the worker
-            _log.exception("job broke", job=job_id)
+            _log.exception("job broke")
             self.jobs.fail(job_id, _unforeseen(error), self.clock())
         else:
+            self.meter.stage(name, time.monotonic() - began)
+            _log.info("stage done", stage=name)
             return True
         self.inferrer.labelmaps.delete(job_id)
         return False
@@ -95,22 +105,26 @@ def _unforeseen(error: Exception) -> str:
 
 
 class Workflows:
-    """The engine, running: one per worker process, under an executor id that no other process uses."""
+    """The engine, running: one per worker process, under an executor id that no other process uses.
+
+    What begins after `stages` is set anew runs on the new ones.
+    """
 
     def __init__(self, stages: Stages, database_url: str, executor_id: str) -> None:
+        self.stages = stages
         DBOS(config=_engine_config(database_url, executor_id))
 
         @_step("infer")
         def infer(job_id: str) -> bool:
-            return stages.infer(job_id)
+            return self.stages.infer(job_id)
 
         @_step("encode")
         def encode(job_id: str) -> bool:
-            return stages.encode(job_id)
+            return self.stages.encode(job_id)
 
         @_step("attempt")
         def attempt(job_id: str, destination: str, number: int) -> None:
-            stages.deliver(job_id, destination, number)
+            self.stages.deliver(job_id, destination, number)
 
         @DBOS.workflow(name="make")
         def make(job_id: str) -> None:
@@ -139,6 +153,14 @@ class Workflows:
             with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(_DELIVER_QUEUE, self._deliver, *deliver[workflow_id])
         self._asked = frozenset((*make, *deliver))
+
+    def purge(self, ended_before: float) -> None:
+        """Delete the engine's records of workflows that ended before then; what is owed is in our rows."""
+        before = datetime.fromtimestamp(ended_before, UTC).isoformat()
+        while ended := DBOS.list_workflows(
+            status=_ENDED, completed_before=before, limit=_PURGE_AT_ONCE, load_input=False, load_output=False
+        ):
+            DBOS.delete_workflows([workflow.workflow_id for workflow in ended])
 
 
 def _step(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

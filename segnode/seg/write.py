@@ -14,14 +14,14 @@ from pydicom.tag import Tag
 
 from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
-from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derived_uid
+from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, derived_uid
 from segnode.seg.colour import recommended_cielab
 from segnode.seg.forms import Form
 from segnode.seg.pixels import set_pixels
 from segnode.seg.segments import LabelDictionary, Segment
 
 # Part of every derived UID: raise it when the same labels are written as another object.
-ENCODER_REVISION: Final = "1"
+ENCODER_REVISION: Final = "2"
 
 _COPIED = (
     "SpecificCharacterSet",
@@ -60,6 +60,7 @@ _REQUIRED_THOUGH_EMPTY = (
 _SEGMENTATION = Code("DCM", "113076", "Segmentation")
 _SOURCE_IMAGE = Code("DCM", "121322", "Source image for image processing operation")
 _BACKGROUND = Code("DCM", "125040", "Background")
+_PROCESSING_EQUIPMENT = Code("DCM", "109102", "Processing Equipment")
 _LOSSY = "LossyImageCompression"
 
 
@@ -128,13 +129,25 @@ def _identification(image: Dataset, algorithm: Algorithm, identity: Identity, fo
     created = identity.created.astimezone(_zone_of(image))
     dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = created.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = created.strftime("%H%M%S.%f")
-    dataset.Manufacturer = dataset.ManufacturerModelName = "segnode"
+    dataset.Manufacturer = dataset.ManufacturerModelName = MANUFACTURER
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
+    dataset.ContributingEquipmentSequence = [_contribution(identity)]
     dataset.ContentLabel = "SEGMENTATION"
     dataset.ContentDescription = f"{algorithm.name} {algorithm.version}"[:64]
     dataset.ContentCreatorName = None
     return dataset
+
+
+def _contribution(identity: Identity) -> Dataset:
+    """What made this object, as it stays said when an archive puts its own name into the equipment module (PS3.3 C.12.1)."""
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_code(_PROCESSING_EQUIPMENT)]
+    item.Manufacturer = item.ManufacturerModelName = MANUFACTURER
+    item.StationName = item.DeviceSerialNumber = identity.device_serial_number
+    item.SoftwareVersions = identity.software_version
+    item.ContributionDateTime = identity.created.strftime("%Y%m%d%H%M%S.%f%z")
+    return item
 
 
 def _zone_of(image: Dataset) -> tzinfo | None:

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
     Column,
     ColumnElement,
+    Delete,
     Engine,
     Float,
     ForeignKey,
@@ -19,17 +21,22 @@ from sqlalchemy import (
     Table,
     Update,
     and_,
+    exists,
     func,
     select,
 )
 from sqlalchemy import Index as DatabaseIndex
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import OperationalError
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.header import Header
 from segnode.errors import OutOfResources
 from segnode.store.database import reading
+from segnode.store.leases import Lease, lease_ids
+
+# As many as one statement may have in every SQLite.
+_MOST_VARIABLES: Final = 500
 
 Origin = Literal["received", "made"]
 Level = Literal["studies", "series", "instances"]
@@ -70,6 +77,14 @@ _instance = Table(
     Column("origin", String, nullable=False),
     Column("received_at", Float, nullable=False),
 )
+_sending = Table(
+    "sending",
+    _metadata,
+    Column("association", String, primary_key=True),
+    Column("SeriesInstanceUID", String, primary_key=True, index=True),
+    Column("lease_id", String, nullable=False),
+)
+_doomed = Table("doomed", _metadata, Column("object_key", String, primary_key=True))
 DatabaseIndex(
     "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
 )
@@ -93,12 +108,26 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class OpenAssociation:
+    """An association that brings objects: the number it has in the process that holds the lease."""
+
+    lease_id: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and rows."""
+        return f"{self.lease_id}-{self.number}"
+
+
+@dataclass(frozen=True)
 class QuietSeries:
-    """A series that no rule has been asked about since its last image came."""
+    """A series that no rule has been asked about since its last image came; `is_being_sent` by an open association."""
 
     series_instance_uid: str
     last_received_at: float
     attributes: Mapping[str, str]
+    is_being_sent: bool
 
 
 class Index:
@@ -109,10 +138,20 @@ class Index:
         self._reader = reading(engine)
         _metadata.create_all(engine)
 
-    def add(self, header: Header, object_key: str, size: int, digest: str, origin: Origin, now: float) -> Instance:
+    def add(
+        self,
+        header: Header,
+        object_key: str,
+        size: int,
+        digest: str,
+        origin: Origin,
+        now: float,
+        association: OpenAssociation | None = None,
+    ) -> Instance:
         """Commit the row of an object; when one of that UID is held already, nothing changes and that one is returned.
 
-        Raises OutOfResources when the database does not take it.
+        While the association that brought it is open, its series is not quiet. Raises OutOfResources when the database
+        does not take it.
         """
         study = {"StudyInstanceUID": header.study_instance_uid, **_pick(header, STUDY_ATTRIBUTES)}
         series = {
@@ -141,6 +180,8 @@ class Index:
                 connection.execute(insert(_instance).values(instance))
                 if origin == "received":
                     connection.execute(_touch(header.series_instance_uid, now))
+            if association is not None:
+                connection.execute(_is_sending(association, header.series_instance_uid))
             return _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
 
     def find(self, sop_instance_uid: str) -> Instance | None:
@@ -161,15 +202,29 @@ class Index:
         found = self._instances(and_(_instance.c.SeriesInstanceUID == series, _instance.c.origin == "received"))
         return sorted(found, key=lambda instance: instance.sop_instance_uid)
 
+    def close_association(self, association: OpenAssociation) -> None:
+        """Say that an association sends no more."""
+        self._close(_sending.c.association == association.name)
+
+    def close_associations(self, living: Iterable[Lease]) -> None:
+        """Say so of every association that was open in a process which is no longer alive."""
+        self._close(_sending.c.lease_id.not_in(lease_ids(living)))
+
     def quiet_series(self) -> list[QuietSeries]:
         """Every series that no rule has been asked about since its last image came."""
-        query = select(_series, *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
+        sent = exists().where(_sending.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
+        query = select(_series, sent.label("is_being_sent"), *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
         query = query.where(_series.c.considered_at < _series.c.last_received_at)
         with self._reader.connect() as connection:
             rows = connection.execute(query).mappings().all()
         keywords = (*STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES)
         return [
-            QuietSeries(row["SeriesInstanceUID"], row["last_received_at"], {k: row[k] for k in keywords if row[k]})
+            QuietSeries(
+                row["SeriesInstanceUID"],
+                row["last_received_at"],
+                {k: row[k] for k in keywords if row[k]},
+                bool(row["is_being_sent"]),
+            )
             for row in rows
         ]
 
@@ -178,6 +233,42 @@ class Index:
         update = _series.update().where(_series.c.SeriesInstanceUID == series.series_instance_uid)
         with self._writer.begin() as connection:
             connection.execute(update.values(considered_at=series.last_received_at))
+
+    def rowless(self, object_keys: Iterable[str]) -> set[str]:
+        """Those of some keys that no object has."""
+        asked = set(object_keys)
+        with self._reader.connect() as connection:
+            for some in _batched(sorted(asked), _MOST_VARIABLES):
+                held = connection.execute(select(_instance.c.object_key).where(_instance.c.object_key.in_(some)))
+                asked -= set(held.scalars())
+        return asked
+
+    def considered_series(self, received_before: float) -> list[str]:
+        """Series of received objects whose last came before then, and which every rule has been asked about."""
+        received = exists().where(_instance.c.SeriesInstanceUID == _series.c.SeriesInstanceUID, _received())
+        query = select(_series.c.SeriesInstanceUID).where(
+            _series.c.last_received_at < received_before, _series.c.considered_at >= _series.c.last_received_at, received
+        )
+        with self._reader.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def doom_images(self, series: str) -> None:
+        """Take the received objects of a series off the index; their files are doomed, and deleted after this."""
+        self._doom(and_(_instance.c.SeriesInstanceUID == series, _received()))
+
+    def doom_made(self, sop_instance_uid: str) -> None:
+        """Take an object that the node has made off the index; its file is doomed."""
+        self._doom(and_(_instance.c.SOPInstanceUID == sop_instance_uid, ~_received()))
+
+    def doomed(self) -> list[str]:
+        """Keys of files that are to be deleted: no row leads to them any more."""
+        with self._reader.connect() as connection:
+            return list(connection.execute(select(_doomed.c.object_key)).scalars())
+
+    def forget_doomed(self, object_keys: Iterable[str]) -> None:
+        """Say that these files are gone."""
+        for some in _batched(object_keys, _MOST_VARIABLES):
+            self._delete(_doomed.delete().where(_doomed.c.object_key.in_(some)))
 
     def search(
         self, level: Level, within: Mapping[str, str], keys: Mapping[str, str], limit: int | None, offset: int
@@ -214,10 +305,36 @@ class Index:
             "NumberOfStudyRelatedInstances": instances,
         }
 
+    def _close(self, asked: ColumnElement[bool]) -> None:
+        with self._reader.connect() as connection:
+            found = connection.execute(select(_sending.c.association).where(asked)).first()
+        if found is not None:  # most have sent nothing, and need not wait for the write lock
+            self._delete(_sending.delete().where(asked))
+
+    def _doom(self, asked: ColumnElement[bool]) -> None:
+        with self._writer.begin() as connection:
+            connection.execute(insert(_doomed).from_select(["object_key"], select(_instance.c.object_key).where(asked)))
+            connection.execute(_instance.delete().where(asked))
+            held = exists().where(_instance.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
+            connection.execute(_series.delete().where(~held))
+            held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
+            connection.execute(_study.delete().where(~held))
+
+    def _delete(self, statement: Delete) -> None:
+        with self._writer.begin() as connection:
+            connection.execute(statement)
+
     def _instances(self, asked: ColumnElement[bool]) -> list[Instance]:
         query = _instance_rows().where(asked).order_by(_instance.c.received_at, _instance.c.SOPInstanceUID)
         with self._reader.connect() as connection:
             return [_as_instance(row) for row in connection.execute(query)]
+
+
+def _batched(values: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Values in lists of that length at most."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 @contextmanager
@@ -235,6 +352,15 @@ def _instance_rows() -> Select[Any]:
 
 def _row_of(sop_instance_uid: str) -> Select[Any]:
     return _instance_rows().where(_instance.c.SOPInstanceUID == sop_instance_uid)
+
+
+def _is_sending(association: OpenAssociation, series: str) -> Insert:
+    row = {"association": association.name, "SeriesInstanceUID": series, "lease_id": association.lease_id}
+    return insert(_sending).values(row).on_conflict_do_nothing()
+
+
+def _received() -> ColumnElement[bool]:
+    return _instance.c.origin == "received"
 
 
 def _touch(series: str, now: float) -> Update:

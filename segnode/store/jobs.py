@@ -1,10 +1,26 @@
 """Rows of the pipeline: what was decided of a series, and which objects are owed to which destination."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Column, Connection, Engine, Float, ForeignKey, Integer, MetaData, String, Table, and_, func, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    and_,
+    exists,
+    func,
+    select,
+)
 from sqlalchemy.dialects.sqlite import insert
 
 from segnode.errors import JobEnded, NotFound
@@ -12,6 +28,7 @@ from segnode.store.database import reading
 
 State = Literal["waiting", "assembling", "inferring", "encoding", "delivering", "delivered", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
+_ENDED: Final[tuple[State, ...]] = ("delivered", "failed", "cancelled")
 DeliveryState = Literal["waiting", "delivered", "failed", "cancelled"]
 
 _metadata = MetaData()
@@ -19,6 +36,7 @@ _rule = Table(
     "rule",
     _metadata,
     Column("digest", String, primary_key=True),
+    Column("document", String, nullable=False),
     Column("first_loaded_at", Float, nullable=False),
 )
 _job = Table(
@@ -108,6 +126,11 @@ class Job:
     transitions: tuple[tuple[State, float], ...]
     deliveries: tuple[Delivery, ...]
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is done for it, unless it is tried again."""
+        return self.state in _ENDED
+
 
 class Jobs:
     """The rows that say what the pipeline has decided and owes; they outlive whatever runs it."""
@@ -117,13 +140,23 @@ class Jobs:
         self._reader = reading(engine)
         _metadata.create_all(engine)
 
-    def load_rules(self, digests: Iterable[str], now: float) -> Mapping[str, float]:
-        """When each rule was first loaded; now, for those that were not known."""
+    def load_rules(self, documents: Mapping[str, str], now: float) -> Mapping[str, float]:
+        """When each rule was first loaded, by digest; now, for those that were not known.
+
+        `documents` hold the rules by digest: a job that was decided is done by its rule, also when that is gone.
+        """
         with self._writer.begin() as connection:
-            for digest in digests:
-                row = {"digest": digest, "first_loaded_at": now}
-                connection.execute(insert(_rule).values(row).on_conflict_do_nothing())
+            for digest, document in documents.items():
+                row = insert(_rule).values(digest=digest, document=document, first_loaded_at=now)
+                as_it_is_now = {"document": row.excluded.document}
+                connection.execute(row.on_conflict_do_update(index_elements=["digest"], set_=as_it_is_now))
             return {row.digest: row.first_loaded_at for row in connection.execute(select(_rule))}
+
+    def rule(self, digest: str) -> str:
+        """The document of a rule that was loaded once."""
+        with self._reader.connect() as connection:
+            document: str = connection.execute(select(_rule.c.document).where(_rule.c.digest == digest)).scalar_one()
+        return document
 
     def decide(self, decision: Decision, now: float) -> None:
         """Commit a decision as a waiting job; one that was made before stays as it is."""
@@ -187,13 +220,28 @@ class Jobs:
             connection.execute(_job.update().where(_job.c.id == job_id).values(again))
             _move(connection, job_id, "delivering" if tried.first() else "waiting", now)
 
-    def cancel(self, job_id: str, now: float) -> None:
+    def cancel(self, job_id: str, now: float, note: str = "") -> None:
         """Have a job that goes on end here: what is not delivered yet is not delivered. Raises JobEnded."""
         with self._writer.begin() as connection:
             _require_going_on(connection, job_id)
+            if note:
+                connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
             waiting = and_(_delivery.c.job_id == job_id, _delivery.c.state == "waiting")
             connection.execute(_delivery.update().where(waiting).values(state="cancelled"))
             _move(connection, job_id, "cancelled", now)
+
+    def unsent(self, series: str) -> Mapping[str, str]:
+        """Jobs of a series that go on and of which no destination has anything yet: the content of each by its id."""
+        delivered = exists().where(_delivery.c.job_id == _job.c.id, _delivery.c.state == "delivered")
+        query = select(_job.c.id, _job.c.content_digest)
+        query = query.where(_job.c.series_instance_uid == series, _going_on(), ~delivered)
+        with self._reader.connect() as connection:
+            return {row.id: row.content_digest for row in connection.execute(query)}
+
+    def supersede(self, job_id: str, now: float) -> None:
+        """Cancel a job of images that were not all; it is no error when it has ended meanwhile."""
+        with suppress(JobEnded):
+            self.cancel(job_id, now, "more images of the series came: another job is made of it when it is quiet again")
 
     def delivered(self, delivery: Delivery, form: str, answer: str, now: float) -> None:
         """A destination has taken its object."""
@@ -237,6 +285,31 @@ class Jobs:
         """All jobs, or those in a state, oldest first."""
         return self._jobs(_job.c.state == state if state else True)
 
+    def of_series(self, series: str) -> list[Job]:
+        """The jobs of a series, oldest first."""
+        return self._jobs(_job.c.series_instance_uid == series)
+
+    def delivered_before(self, then: float) -> list[str]:
+        """SOP instance UIDs of the objects that had reached every destination by then."""
+        owed = exists().where(_delivery.c.job_id == _job.c.id)
+        query = select(_job.c.sop_instance_uid).where(_job.c.state == "delivered", _job.c.updated_at < then, owed)
+        with self._reader.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def count(self) -> Mapping[State, int]:
+        """How many jobs are in each state."""
+        query = select(_job.c.state, func.count()).group_by(_job.c.state)
+        with self._reader.connect() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state, 0) for state in STATES}
+
+    def count_deliveries(self) -> Mapping[tuple[str, DeliveryState], int]:
+        """How many deliveries are in each state, by destination."""
+        query = select(_delivery.c.destination, _delivery.c.state, func.count())
+        query = query.group_by(_delivery.c.destination, _delivery.c.state)
+        with self._reader.connect() as connection:
+            return {(destination, state): count for destination, state, count in connection.execute(query)}
+
     def _attempted(self, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
         mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
         with self._writer.begin() as connection:
@@ -266,9 +339,13 @@ def _state(connection: Connection, job_id: str) -> State:
     return state
 
 
+def _going_on() -> ColumnElement[bool]:
+    return _job.c.state.not_in(_ENDED)
+
+
 def _require_going_on(connection: Connection, job_id: str) -> None:
     state = _state(connection, job_id)
-    if state in ("delivered", "failed", "cancelled"):
+    if state in _ENDED:
         raise JobEnded(f"job {job_id} has ended: it is {state}")
 
 

@@ -3,36 +3,51 @@
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
 from segnode.errors import OutOfResources
+from segnode.store.leases import Lease, lease_ids
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _INCOMING: Final = "incoming"
+_LEASE_LENGTH: Final = 12
+SHELVES: Final = 256
 
 
 class ObjectStore:
     """Objects in a folder of this machine: written beside, synchronised, then renamed into place.
 
-    `owner` names the process that writes: what an earlier process of that name left half-written is deleted.
+    What a process is writing lies in a folder of its name, and the key of what it has written ends with its lease: so
+    whoever finds something there that nothing leads to knows who may still be at work on it.
     """
 
-    def __init__(self, folder: Path, owner: str) -> None:
+    def __init__(self, folder: Path, lease: Lease) -> None:
         self._folder = folder
-        self.incoming = folder / _INCOMING / owner
+        self._lease = lease
+        self.incoming = folder / _INCOMING / lease.owner
         self.incoming.mkdir(parents=True, exist_ok=True)
 
     def delete_half_written(self, older_than_s: float = 0) -> None:
         """Delete what this owner has not written to for that long in its incoming folder; nothing there was acknowledged."""
-        before = time.time() - older_than_s
-        for path in self.incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime <= before:
-                    path.unlink()
+        _delete_files(self.incoming, time.time() - older_than_s)
+
+    def delete_abandoned(self, living: Iterable[Lease], before: float) -> None:
+        """Delete what processes that are no longer alive have not written to since then in their incoming folders."""
+        owners = {lease.owner for lease in living}
+        for folder in (self._folder / _INCOMING).iterdir():
+            if folder.name not in owners:
+                _delete_files(folder, before)
+
+    def left_behind(self, shelf: int, living: Iterable[Lease], before: float) -> list[str]:
+        """Keys on a shelf (0 to 255) whose files were written before then, by processes that are no longer alive."""
+        ids = lease_ids(living)
+        paths = (self._folder / f"{shelf:02x}").glob("*/*")
+        return [path.name for path in paths if path.name[-_LEASE_LENGTH:] not in ids and _written_before(path, before)]
 
     def spool(self) -> "Spool":
         """A new file to write an object into. Raises OutOfResources."""
@@ -43,7 +58,7 @@ class ObjectStore:
 
         Raises OutOfResources when the disk does not take it; the file is then where it was.
         """
-        key = secrets.token_hex(16)
+        key = secrets.token_hex(10) + self._lease.id
         target = self.path(key)
         with room_for("an object"):
             _synchronise(path)
@@ -55,6 +70,10 @@ class ObjectStore:
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it is gone."""
         self.path(key).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """How much room there is on the disk of the objects."""
+        return shutil.disk_usage(self._folder).free
 
     def path(self, key: str) -> Path:
         """Where the object of that key lies."""
@@ -108,6 +127,19 @@ def room_for(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}") from error
+
+
+def _delete_files(folder: Path, before: float) -> None:
+    for path in folder.iterdir():
+        if _written_before(path, before):
+            path.unlink(missing_ok=True)
+
+
+def _written_before(path: Path, before: float) -> bool:
+    try:
+        return path.stat().st_mtime <= before
+    except FileNotFoundError:
+        return False
 
 
 def _synchronise(path: Path) -> None:

@@ -6,56 +6,45 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from granian._granian import SocketHolder
 from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.embed import Server
 from starlette.types import ASGIApp
 
-from segnode.config import Address
-
-_RETRY_S: Final = 0.02
+_BACKLOG: Final = 1024
 
 
-def serve_http(application: ASGIApp, address: Address, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called when the port answers. Raises OSError when it is taken."""
-    _require_free(address)
-    asyncio.run(_serve(application, address, ready))
+class _SharingServer(Server):
+    """A server on a socket that listens already, and that other processes may share."""
+
+    def __init__(self, application: ASGIApp, listening: socket.socket) -> None:
+        host, port = listening.getsockname()[:2]
+        super().__init__(
+            application,
+            address=host,
+            port=port,
+            backlog=_BACKLOG,
+            interface=Interfaces.ASGINL,
+            websockets=False,
+            log_level=LogLevels.error,
+        )
+        self._listening = listening
+
+    def _init_shared_socket(self) -> None:
+        self._ssp = None
+        self._shd = SocketHolder(self._listening.fileno(), False, _BACKLOG)  # type: ignore[call-arg, assignment]
 
 
-async def _serve(application: ASGIApp, address: Address, ready: Callable[[], None]) -> None:
-    server = Server(
-        application,
-        address=address.host,
-        port=address.port,
-        interface=Interfaces.ASGINL,
-        websockets=False,
-        log_level=LogLevels.error,
-    )
+def serve_http(application: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a listening socket until SIGTERM or SIGINT; `ready` is called before."""
+    asyncio.run(_serve(application, listening, ready))
+
+
+async def _serve(application: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+    server = _SharingServer(application, listening)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    serving = asyncio.create_task(server.serve())
-    answering = asyncio.create_task(_until_it_answers(address))
-    await asyncio.wait((serving, answering), return_when=asyncio.FIRST_COMPLETED)
-    if answering.done():
-        ready()
-    await serving
-
-
-def _require_free(address: Address) -> None:
-    """Granian shares a port with whoever shares it: a second node must not take half of another's requests."""
-    family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address.host, address.port))
-
-
-async def _until_it_answers(address: Address) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(address.host, address.port)
-        except OSError:
-            await asyncio.sleep(_RETRY_S)
-        else:
-            writer.close()
-            return
+    ready()  # whoever connects from now on is in the socket's queue
+    await server.serve()

@@ -15,6 +15,8 @@ from segnode.pipeline.ports import Segmentation, Sent
 from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Delivery, Jobs
+from segnode.store.leases import Lease
+from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 from tests.unit.test_store import HEADER
 
@@ -57,9 +59,9 @@ def night(tmp_path: Path) -> Night:
     jobs.owe("j", HEADER.sop_instance_uid, ["archive"], 0.0)
     archive = Archive(DeliveryDeferred("busy"))
     forms: dict[str, tuple[FormName, ...]] = {"archive": ("labelmap:rle",)}
-    objects = ObjectStore(tmp_path / "objects", "worker")
+    objects = ObjectStore(tmp_path / "objects", Lease("a" * 12, "worker-1"))
     night: Night
-    deliverer = Deliverer(objects, index, jobs, {"archive": archive}, forms, lambda: night.now)
+    deliverer = Deliverer(objects, index, jobs, {"archive": archive}, forms, Meter("worker"), lambda: night.now)
     night = Night(jobs, deliverer, archive)
     return night
 

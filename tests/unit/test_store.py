@@ -13,6 +13,7 @@ from segnode.errors import JobEnded, NotFound, OutOfResources
 from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Jobs
+from segnode.store.leases import Lease
 from segnode.store.objects import ObjectStore
 
 HEADER = Header(
@@ -41,7 +42,7 @@ def add(index: Index, sop: str, now: float, key: str | None = None, series: str 
 
 def test_object_is_where_its_key_says_and_the_spool_is_empty(tmp_path: Path) -> None:
     """A kept object lies under its key, readable by its owner only as the umask says, and nothing is left incoming."""
-    objects = ObjectStore(tmp_path, "dimse")
+    objects = ObjectStore(tmp_path, Lease("a" * 12, "dimse"))
     with objects.spool() as spool:
         spool.write(b"abc")
         spool.complete()
@@ -52,7 +53,7 @@ def test_object_is_where_its_key_says_and_the_spool_is_empty(tmp_path: Path) -> 
 
 def test_spool_that_is_not_kept_is_gone(tmp_path: Path) -> None:
     """What was not kept leaves nothing, also after an error."""
-    objects = ObjectStore(tmp_path, "dimse")
+    objects = ObjectStore(tmp_path, Lease("a" * 12, "dimse"))
     with pytest.raises(ZeroDivisionError), objects.spool() as spool:
         spool.write(b"abc")
         raise ZeroDivisionError
@@ -61,7 +62,7 @@ def test_spool_that_is_not_kept_is_gone(tmp_path: Path) -> None:
 
 def test_half_written_files_of_one_owner_are_deleted(tmp_path: Path) -> None:
     """A role deletes its own leftovers once they are as old as it says, and nobody else's."""
-    dimse, web = ObjectStore(tmp_path, "dimse"), ObjectStore(tmp_path, "web")
+    dimse, web = ObjectStore(tmp_path, Lease("a" * 12, "dimse")), ObjectStore(tmp_path, Lease("b" * 12, "web"))
     (dimse.incoming / "left").write_bytes(b"x")
     (web.incoming / "open").write_bytes(b"x")
     dimse.delete_half_written(older_than_s=60)
@@ -75,12 +76,12 @@ def test_half_written_files_of_one_owner_are_deleted(tmp_path: Path) -> None:
 def test_only_keys_are_paths(tmp_path: Path, key: str) -> None:
     """Nothing but a key of the store's own making becomes a path."""
     with pytest.raises(ValueError, match="not an object key"):
-        ObjectStore(tmp_path, "dimse").path(key)
+        ObjectStore(tmp_path, Lease("a" * 12, "dimse")).path(key)
 
 
 def test_disk_that_takes_nothing_is_out_of_resources(tmp_path: Path) -> None:
     """A folder that cannot be written to is said as no room, which a sender may try again."""
-    objects = ObjectStore(tmp_path, "dimse")
+    objects = ObjectStore(tmp_path, Lease("a" * 12, "dimse"))
     objects.incoming.rmdir()
     with pytest.raises(OutOfResources):
         objects.spool()
@@ -272,5 +273,5 @@ def test_job_is_found_by_the_beginning_of_its_id(jobs: Jobs) -> None:
 
 def test_rule_keeps_the_time_it_was_first_loaded(jobs: Jobs) -> None:
     """A rule that is loaded again is as old as it was."""
-    assert jobs.load_rules(["r"], 1.0) == {"r": 1.0}
-    assert jobs.load_rules(["r", "s"], 2.0) == {"r": 1.0, "s": 2.0}
+    assert jobs.load_rules({"r": "{}"}, 1.0) == {"r": 1.0}
+    assert jobs.load_rules({"r": "{}", "s": "{}"}, 2.0) == {"r": 1.0, "s": 2.0}

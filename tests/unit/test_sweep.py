@@ -8,7 +8,7 @@ import pytest
 
 from segnode.config import parse_config
 from segnode.dicom.header import Header
-from segnode.pipeline.rules import Rule, resolve_rules
+from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
 from segnode.store.index import Index
@@ -32,7 +32,7 @@ class Node:
 
     def sweep(self, rules: Sequence[Rule]) -> list[Job]:
         """Sweep now, as a worker that has these rules; all jobs after that."""
-        first_loaded = self.jobs.load_rules([rule.digest for rule in rules], self.now)
+        first_loaded = self.jobs.load_rules(documents(rules), self.now)
         Sweep(self.index, self.jobs, rules, first_loaded, lambda: self.now).decide()
         return self.jobs.all()
 
@@ -108,7 +108,7 @@ def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:
     node.now += 5
     node.receive("1.5")
     (rule,) = rules(1.0)
-    sweep = Sweep(node.index, node.jobs, [rule], node.jobs.load_rules([rule.digest], 0.0), lambda: node.now)
-    sweep._consider(series)
+    sweep = Sweep(node.index, node.jobs, [rule], node.jobs.load_rules(documents([rule]), 0.0), lambda: node.now)
+    sweep.consider(series)
     assert node.jobs.all() == []
     assert len(node.index.quiet_series()) == 1

@@ -14,7 +14,7 @@ from segnode.dimse.scu import send_files
 from segnode.testing.part10 import encode_part10
 from segnode.testing.servers import Server, segnode, until
 from tests.conftest import installed
-from tests.wire.test_serve import descendants, role_of
+from tests.wire.test_serve import descendants, post_of
 from tests.wire.test_storage import held, small, stow
 
 CALLS = "fsync,fdatasync,rename,sendto,sendmsg,write,writev"
@@ -23,7 +23,7 @@ CALLS = "fsync,fdatasync,rename,sendto,sendmsg,write,writev"
 @contextmanager
 def traced(node: Server, role: str, trace: Path) -> Iterator[None]:
     """The system calls of a role, written to a file that is whole at the end."""
-    (process,) = (p for p in descendants(node.process.pid) if role_of(p) == role)
+    processes = [p for p in descendants(node.process.pid) if post_of(p).startswith(role)]
     command = [
         installed("strace", "strace"),
         "-f",
@@ -34,13 +34,13 @@ def traced(node: Server, role: str, trace: Path) -> Iterator[None]:
         "64",
         "-o",
         str(trace),
-        "-p",
-        str(process),
+        *(word for process in processes for word in ("-p", str(process))),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None
-        if "attached" not in (said := tracer.stderr.readline()):
-            pytest.fail(f"strace cannot attach: {said}")
+        for _ in processes:
+            if "attached" not in (said := tracer.stderr.readline()):
+                pytest.fail(f"strace cannot attach: {said}")
         yield
         tracer.terminate()
 
@@ -71,8 +71,8 @@ def test_success_is_said_after_everything_is_on_disk(tmp_path: Path, role: str, 
     assert instance is not None
     key = re.escape(instance.object_key)
     steps = [
-        rf"fsync\(\d+<[^>]*/incoming/{role}/[^>]*>",
-        rf'rename\("[^"]*/incoming/{role}/[^"]*", "[^"]*{key}"',
+        rf"fsync\(\d+<[^>]*/incoming/{role}-\d/[^>]*>",
+        rf'rename\("[^"]*/incoming/{role}-\d/[^"]*", "[^"]*{key}"',
         rf"fsync\(\d+<[^>]*/objects/{key[:2]}/{key[2:4]}>",
         r"(fsync|fdatasync)\(\d+<[^>]*index\.sqlite-wal>",
         success,

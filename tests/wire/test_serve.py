@@ -150,10 +150,10 @@ def test_nothing_outlives_the_node(tmp_path: Path, number: signal.Signals) -> No
     assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
 
 
-def role_of(process: int) -> str:
-    """The role that a process of a node runs; nothing for another process."""
-    words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    return words[words.index(b"role") + 1].decode() if b"role" in words else ""
+def post_of(process: int) -> str:
+    """The post of a process of a node, for example dimse-1; nothing for another process."""
+    words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+    return "-".join(words[words.index("role") + 1 :][:2]) if "role" in words else ""
 
 
 def events(node: Server, name: str) -> list[dict]:
@@ -162,16 +162,16 @@ def events(node: Server, name: str) -> list[dict]:
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
-@pytest.mark.parametrize("role", ["dimse", "web", "worker"])
-def test_role_that_dies_is_started_again(tmp_path: Path, phantom: Phantom, role: str) -> None:
+@pytest.mark.parametrize("post", ["dimse-1", "web-1", "worker-1"])
+def test_role_that_dies_is_started_again(tmp_path: Path, phantom: Phantom, post: str) -> None:
     """A role that is killed, twice, is started again after a wait that grows; then the node does its whole work."""
     with segnode(tmp_path / "node", '[[rules]]\nwhen = {}\nmodel = "threshold"\nquiet = 1.0\n') as node:
         for deaths in (1, 2):
-            (process,) = (p for p in descendants(node.process.pid) if role_of(p) == role)
+            (process,) = (p for p in descendants(node.process.pid) if post_of(p) == post)
             os.kill(process, signal.SIGKILL)
             until(lambda n=deaths: len(events(node, "a role is started again")) == n)
         waits = [(e["died"], e["exit_code"], e["starts_again_in_s"]) for e in events(node, "a role has died")]
-        assert waits == [(role, -signal.SIGKILL, 0.5), (role, -signal.SIGKILL, 1.0)]
+        assert waits == [(post, -signal.SIGKILL, 0.5), (post, -signal.SIGKILL, 1.0)]
         until(lambda: listens(node.dicom_port) and listens(node.http_port))
         list(send_files(sorted(phantom.folder.iterdir()), parse_dimse_address(node.dimse, ""), "TEST"))
         (job,) = await_jobs(node_config(node))

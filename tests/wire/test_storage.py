@@ -237,7 +237,7 @@ def test_stow_that_breaks_off_leaves_nothing(node: Server) -> None:
         head = "POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
         head += "Content-Type: multipart/related; type=application/dicom; boundary=b\r\n\r\n--b\r\n\r\n"
         connection.sendall(head.encode() + bytes(4 << 20))
-        incoming = node_config(node).data / "objects" / "incoming" / "web"
+        incoming = node_config(node).data / "objects" / "incoming" / "web-1"
         until(lambda: any(incoming.iterdir()))
     until(lambda: not any(incoming.iterdir()))
     assert files(node) == before

@@ -1,0 +1,78 @@
+"""Tidying: what nothing leads to any more, and what has stayed as long as its retention says, is deleted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from segnode.config import RetentionConfig
+from segnode.pipeline.sweep import content_digest
+from segnode.store.index import Index
+from segnode.store.jobs import Jobs
+from segnode.store.leases import Leases
+from segnode.store.objects import ObjectStore
+
+_log = structlog.get_logger()
+
+ABANDONED_S: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Tidier:
+    """Deletes files, each only when no row leads to it and nobody who is alive may be about to commit one."""
+
+    objects: ObjectStore
+    index: Index
+    jobs: Jobs
+    leases: Leases
+    retention: RetentionConfig
+    clock: Callable[[], float]
+
+    def close_associations(self) -> None:
+        """Associations of processes that were killed are no longer open."""
+        self.index.close_associations(self.leases.alive(self.clock()))
+
+    def delete_unacknowledged(self, shelf: int) -> None:
+        """Delete files of a shelf that were never acknowledged: their process ended between the file and its row."""
+        living = self.leases.alive(self.clock())
+        keys = self.index.rowless(self.objects.left_behind(shelf, living, self.clock() - ABANDONED_S))
+        for key in keys:
+            self.objects.delete(key)
+        if keys:
+            _log.warning("files that were never acknowledged are deleted", files=len(keys))
+
+    def delete_abandoned(self) -> None:
+        """Delete what processes that are gone had not written to the end."""
+        self.objects.delete_abandoned(self.leases.alive(self.clock()), self.clock() - ABANDONED_S)
+
+    def expire(self) -> None:
+        """Delete what has been delivered for as long as its retention says; then the files of what was taken off the index."""
+        now = self.clock()
+        if self.retention.images_s is not None:
+            self._expire_images(now - self.retention.images_s)
+        if self.retention.segmentations_s is not None:
+            for sop_instance_uid in self.jobs.delivered_before(now - self.retention.segmentations_s):
+                self.index.doom_made(sop_instance_uid)
+        doomed = self.index.doomed()
+        for key in doomed:
+            self.objects.delete(key)
+        self.index.forget_doomed(doomed)
+
+    def _expire_images(self, before: float) -> None:
+        for series in self.index.considered_series(before):
+            if self._is_delivered(series, before):
+                self.index.doom_images(series)
+                _log.info("images are deleted, as retention says", series_instance_uid=series)
+
+    def _is_delivered(self, series: str, before: float) -> bool:
+        """Whether the results of a series, as it is now, have all been sent somewhere, and nothing of it goes on."""
+        images = self.index.images(series)
+        content = content_digest(image.sop_instance_uid for image in images)
+        jobs = self.jobs.of_series(series)
+        current = [job for job in jobs if job.content_digest == content]
+        return (
+            bool(current)
+            and all(job.state == "delivered" and job.deliveries for job in current)
+            and all(job.has_ended and job.updated_at < before for job in jobs)
+        )
