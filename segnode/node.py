@@ -61,6 +61,11 @@ def open_jobs(config: Config) -> Jobs:
     return Jobs(open_database(config.data / "pipeline.sqlite"))
 
 
+def open_index(config: Config) -> Index:
+    """The rows of what is held, to be read; made where there are none. The data folder is there."""
+    return Index(open_database(config.data / "index.sqlite"))
+
+
 def run_role(role: Role, config: Config, ready: Callable[[], None]) -> None:
     """Run one role in this process until SIGTERM or SIGINT; `ready` is called when it serves."""
     os.umask(0o077)
@@ -71,7 +76,7 @@ def run_role(role: Role, config: Config, ready: Callable[[], None]) -> None:
         if role == "dimse":
             _run_dimse(config, receiver, ready)
         elif role == "web":
-            _run_web(config, receiver, ready)
+            _run_web(config, store, receiver, ready)
         else:
             _run_worker(config, store, receiver, ready)
 
@@ -104,11 +109,13 @@ def _run_dimse(config: Config, receiver: Receiver, ready: Callable[[], None]) ->
     scp.stop()
 
 
-def _run_web(config: Config, receiver: Receiver, ready: Callable[[], None]) -> None:
+def _run_web(config: Config, store: Store, receiver: Receiver, ready: Callable[[], None]) -> None:
+    from segnode.pipeline.rules import resolve_rules
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
-    serve_http(create_app(receiver), parse_address(config.node.http, "node.http"), ready)
+    application = create_app(receiver, store.jobs, lambda: resolve_rules(config))
+    serve_http(application, parse_address(config.node.http, "node.http"), ready)
 
 
 def _run_worker(config: Config, store: Store, receiver: Receiver, ready: Callable[[], None]) -> None:

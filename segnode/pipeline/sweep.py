@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from segnode.dicom.uids import derived_digest
 from segnode.pipeline.rules import Rule
-from segnode.store.index import Index, QuietSeries
+from segnode.store.index import Index, Instance, QuietSeries
 from segnode.store.jobs import Decision, Jobs
 
 
@@ -43,11 +43,15 @@ class Sweep:
         images = self.index.images(series.series_instance_uid)
         if any(image.received_at > series.last_received_at for image in images):
             return False
-        content = content_digest(image.sop_instance_uid for image in images)
-        job_id = derived_digest("job", series.series_instance_uid, content, rule.digest)[:32]
-        decision = Decision(job_id, series.series_instance_uid, content, rule.digest, rule.model.name, rule.model.version)
-        self.jobs.decide(decision, self.clock())
+        self.jobs.decide(decision_of(series.series_instance_uid, images, rule), self.clock())
         return True
+
+
+def decision_of(series_instance_uid: str, images: Iterable[Instance], rule: Rule) -> Decision:
+    """What a rule decides on these images of a series; the same images and rule are always the same job."""
+    content = content_digest(image.sop_instance_uid for image in images)
+    job_id = derived_digest("job", series_instance_uid, content, rule.digest)[:32]
+    return Decision(job_id, series_instance_uid, content, rule.digest, rule.model.name, rule.model.version)
 
 
 def content_digest(sop_instance_uids: Iterable[str]) -> str:

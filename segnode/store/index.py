@@ -161,6 +161,13 @@ class Index:
         found = self._instances(and_(_instance.c.SeriesInstanceUID == series, _instance.c.origin == "received"))
         return sorted(found, key=lambda instance: instance.sop_instance_uid)
 
+    def series(self, uid: str) -> Mapping[str, str]:
+        """The attributes of a series and its study; none when it is not held."""
+        query = select(*_columns(_study, STUDY_ATTRIBUTES), *_columns(_series, SERIES_ATTRIBUTES)).join_from(_series, _study)
+        with self._reader.connect() as connection:
+            row = connection.execute(query.where(_series.c.SeriesInstanceUID == uid)).mappings().first()
+        return {keyword: value for keyword, value in (row or {}).items() if value}
+
     def quiet_series(self) -> list[QuietSeries]:
         """Every series that no rule has been asked about since its last image came."""
         query = select(_series, *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
