@@ -1,6 +1,5 @@
 """The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
-import json
 import os
 import socket
 import sys
@@ -17,7 +16,7 @@ from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig,
 from segnode.errors import ConfigError, LabelError, SegnodeError
 
 if TYPE_CHECKING:
-    from segnode.store.jobs import Jobs
+    from segnode.pipeline.replay import Replayed
 
 _config_option = click.option(
     "--config",
@@ -127,23 +126,23 @@ def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_context
 def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: bool) -> None:
-    """List what the node has decided to do, and how far it is; or show, retry or cancel a job."""
+    """List what the node has decided to do, and how far it is; show, retry or cancel a job, or replay a series."""
     from segnode.node import open_jobs
     from segnode.pipeline.job_document import job_document
     from segnode.store.jobs import STATES
 
     if state not in (None, *STATES):
         raise click.BadParameter(f"{state!r} is not a state; allowed: {', '.join(STATES)}")
-    ctx.obj = open_jobs(read_config(config_file))
+    ctx.obj = read_config(config_file)
     if ctx.invoked_subcommand is not None:
         return
-    found = [job_document(job) for job in ctx.obj.all(state)]
+    found = [job_document(job) for job in open_jobs(ctx.obj).all(state)]
     if as_json:
-        click.echo(json.dumps(found))
+        _echo_json(found)
         return
     for job in found:
-        click.echo(f"{job['id'][:12]}  {job['state']:<11} {job['created']}  {job['model']}  series {job['series']}")
-        for line in filter(None, (job["note"], job["error"])):
+        click.echo(f"{job.id[:12]}  {job.state:<11} {job.created}  {job.model}  series {job.series}")
+        for line in filter(None, (job.note, job.error)):
             click.echo(f"    {line}")
 
 
@@ -151,30 +150,34 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
 @click.argument("job_id")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_obj
-def show(rows: "Jobs", job_id: str, *, as_json: bool) -> None:
+def show(config: Config, job_id: str, *, as_json: bool) -> None:
     """Show a job: its stages with their times, its deliveries with what was answered. The beginning of an id will do."""
+    from segnode.node import open_jobs
     from segnode.pipeline.job_document import job_document
 
-    job = job_document(rows.beginning(job_id))
+    job = job_document(open_jobs(config).beginning(job_id))
     if as_json:
-        click.echo(json.dumps(job))
+        _echo_json(job)
         return
     for name in ("id", "state", "model", "series", "segmentation", "note", "error"):
-        click.echo(f"{name:<13} {job[name]}")
-    for stage in job["stages"]:
-        click.echo(f"{stage['at']}  {stage['state']}")
-    for delivery in job["deliveries"]:
-        click.echo(f"to {delivery['destination']}: {delivery['state']} {delivery['form']}, {delivery['attempts']} attempt(s)")
+        click.echo(f"{name:<13} {getattr(job, name)}")
+    for stage in job.stages:
+        click.echo(f"{stage.at}  {stage.state}")
+    for delivery in job.deliveries:
+        click.echo(f"to {delivery.destination}: {delivery.state} {delivery.form}, {delivery.attempts} attempt(s)")
         for name in ("last_answer", "next_attempt"):
-            if delivery[name]:
-                click.echo(f"    {name.replace('_', ' ')}: {delivery[name]}")
+            if getattr(delivery, name):
+                click.echo(f"    {name.replace('_', ' ')}: {getattr(delivery, name)}")
 
 
 @jobs.command()
 @click.argument("job_id")
 @click.pass_obj
-def retry(rows: "Jobs", job_id: str) -> None:
+def retry(config: Config, job_id: str) -> None:
     """Have a failed or cancelled job done again: its result where there is none, else the deliveries that failed."""
+    from segnode.node import open_jobs
+
+    rows = open_jobs(config)
     job = rows.beginning(job_id)
     rows.retry(job.id, time.time())
     click.echo(f"{job.id} is tried again")
@@ -183,11 +186,36 @@ def retry(rows: "Jobs", job_id: str) -> None:
 @jobs.command()
 @click.argument("job_id")
 @click.pass_obj
-def cancel(rows: "Jobs", job_id: str) -> None:
+def cancel(config: Config, job_id: str) -> None:
     """Have a job that goes on end here: what is not delivered yet is not delivered."""
+    from segnode.node import open_jobs
+
+    rows = open_jobs(config)
     job = rows.beginning(job_id)
     rows.cancel(job.id, time.time())
     click.echo(f"{job.id} is cancelled")
+
+
+@jobs.command("replay")
+@click.argument("series")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.pass_obj
+def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) -> None:
+    """Ask every rule that selects the series of this UID about it now, however long ago its images came."""
+    from segnode.node import open_index, open_jobs
+    from segnode.pipeline.replay import replay
+    from segnode.pipeline.rules import resolve_rules
+
+    rows = open_jobs(config)
+    found = replay(open_index(config), rows, resolve_rules(config), series, time.time(), dry_run=dry_run)
+    if as_json:
+        _echo_json(found)
+        return
+    if not found:
+        click.echo(f"no rule of the configuration selects series {series}")
+    for replayed in found:
+        click.echo(f"{replayed.id}  {replayed.model}  {_outcome(replayed)}")
 
 
 @main.command()
@@ -208,6 +236,19 @@ def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
     from segnode.demo import run_demo
 
     sys.exit(run_demo(folder, read_config(config_file), out))
+
+
+def _outcome(replayed: "Replayed") -> str:
+    if replayed.made:
+        return "is made: the worker of the node takes it up"
+    if replayed.state is None:
+        return "would be made"
+    again = f"; `segnode jobs retry {replayed.id[:12]}` does it again" if replayed.state in ("failed", "cancelled") else ""
+    return f"is {replayed.state}: content already processed makes nothing new{again}"
+
+
+def _echo_json(document: object) -> None:
+    click.echo(msgspec.json.encode(document))
 
 
 def _announce(config: Config) -> None:

@@ -8,7 +8,7 @@ SegnodeError
 │   ├── BadIdentifier        a UID that the object needs is missing or is not a UID
 │   ├── Mismatch             the object is not what its envelope (command, file meta, URL) says
 │   └── OutOfResources       no room to keep it now
-├── BadRequest               an HTTP request that does not follow PS3.18
+├── BadRequest               an HTTP request that does not follow PS3.18, or the description of the API
 ├── NotFound                 nothing is held under that name
 ├── NotAcceptable            held, but not in a representation the client accepts
 ├── NotAVolume               a series whose slices are not one volume
@@ -67,7 +67,7 @@ class OutOfResources(Refusal):
 
 
 class BadRequest(SegnodeError):
-    """An HTTP request that does not follow PS3.18."""
+    """An HTTP request that does not follow PS3.18, or the description of the API."""
 
 
 class NotFound(SegnodeError):

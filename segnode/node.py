@@ -101,6 +101,11 @@ def open_jobs(config: Config) -> Jobs:
     return Jobs(open_database(config.data / "pipeline.sqlite"))
 
 
+def open_index(config: Config) -> Index:
+    """The rows of what is held, to be read; made where there are none. The data folder is there."""
+    return Index(open_database(config.data / "index.sqlite"))
+
+
 def destinations(config: Config) -> Mapping[str, Destination]:
     """An adapter for each destination of a configuration."""
     return {d.name: destination(d, config.node.ae_title) for d in config.destinations}
@@ -137,7 +142,7 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     from segnode.web.server import serve_http
 
     _start_heart(store, receiver.meter, lease, lambda: 0)
-    serve_http(create_app(receiver), inherited.listening(), ready)
+    serve_http(create_app(receiver, store.jobs, lambda: resolve_rules(inherited.config)), inherited.listening(), ready)
     store.measures.add(receiver.meter)
 
 

@@ -1,39 +1,85 @@
-"""Jobs as programs read them: the document of `segnode jobs --json`."""
+"""Jobs as programs read them: the document of `segnode jobs --json` and of the HTTP API."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated
 
-from segnode.store.jobs import Delivery, Job
+import msgspec
+from msgspec import Meta
 
+from segnode.store.jobs import Delivery, DeliveryState, Job, State
 
-def job_document(job: Job) -> dict[str, Any]:
-    """A job with its deliveries; times are ISO 8601 in UTC, `rule` names the rule as it was resolved."""
-    return {
-        "id": job.id,
-        "state": job.state,
-        "rule": job.rule_digest[:12],
-        "model": f"{job.model} {job.model_version}",
-        "series": job.series_instance_uid,
-        "created": _time(job.created_at),
-        "updated": _time(job.updated_at),
-        "attempt": job.attempt,
-        "note": job.note,
-        "error": job.error,
-        "segmentation": job.sop_instance_uid,
-        "stages": [{"state": state, "at": _time(at)} for state, at in job.transitions],
-        "deliveries": [_delivery_document(delivery) for delivery in job.deliveries],
-    }
+_Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
 
 
-def _delivery_document(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "destination": delivery.destination,
-        "state": delivery.state,
-        "form": delivery.form,
-        "attempts": delivery.attempts,
-        "next_attempt": _time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
-        "last_answer": delivery.last_answer,
-    }
+class StageDocument(msgspec.Struct, frozen=True):
+    """When a job came into a state."""
+
+    state: State
+    at: _Time
+
+
+class DeliveryDocument(msgspec.Struct, frozen=True):
+    """An object that is owed to a destination, or was, and how that went."""
+
+    destination: str
+    state: DeliveryState
+    form: Annotated[str, Meta(description="The form in which it was taken; empty until then.")]
+    attempts: int
+    next_attempt: _Time | None
+    last_answer: str
+
+
+class JobDocument(msgspec.Struct, frozen=True):
+    """What was decided of a series, how far that is, and to whom its result is owed."""
+
+    id: str
+    state: State
+    rule: Annotated[str, Meta(description="Names the rule as it was resolved.")]
+    model: Annotated[str, Meta(description="Name and version of the model.")]
+    series: Annotated[str, Meta(description="SeriesInstanceUID of the images.")]
+    created: _Time
+    updated: _Time
+    attempt: Annotated[int, Meta(description="How often it was retried.")]
+    note: str
+    error: Annotated[str, Meta(description="Why it failed; empty when it has not.")]
+    segmentation: Annotated[str, Meta(description="SOPInstanceUID of the result; empty until there is one.")]
+    stages: tuple[StageDocument, ...]
+    deliveries: tuple[DeliveryDocument, ...]
+
+
+def job_document(job: Job) -> JobDocument:
+    """A job with its stages and deliveries."""
+    return JobDocument(
+        id=job.id,
+        state=job.state,
+        rule=rule_name(job.rule_digest),
+        model=f"{job.model} {job.model_version}",
+        series=job.series_instance_uid,
+        created=_time(job.created_at),
+        updated=_time(job.updated_at),
+        attempt=job.attempt,
+        note=job.note,
+        error=job.error,
+        segmentation=job.sop_instance_uid,
+        stages=tuple(StageDocument(state, _time(at)) for state, at in job.transitions),
+        deliveries=tuple(map(_delivery_document, job.deliveries)),
+    )
+
+
+def rule_name(digest: str) -> str:
+    """A rule as documents name it: the beginning of its digest."""
+    return digest[:12]
+
+
+def _delivery_document(delivery: Delivery) -> DeliveryDocument:
+    return DeliveryDocument(
+        destination=delivery.destination,
+        state=delivery.state,
+        form=delivery.form,
+        attempts=delivery.attempts,
+        next_attempt=_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
+        last_answer=delivery.last_answer,
+    )
 
 
 def _time(seconds: float) -> str:

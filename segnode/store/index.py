@@ -210,6 +210,13 @@ class Index:
         """Say so of every association that was open in a process which is no longer alive."""
         self._close(_sending.c.lease_id.not_in(lease_ids(living)))
 
+    def series(self, uid: str) -> Mapping[str, str]:
+        """The attributes of a series and its study; none when it is not held."""
+        query = select(*_columns(_study, STUDY_ATTRIBUTES), *_columns(_series, SERIES_ATTRIBUTES)).join_from(_series, _study)
+        with self._reader.connect() as connection:
+            row = connection.execute(query.where(_series.c.SeriesInstanceUID == uid)).mappings().first()
+        return {keyword: value for keyword, value in (row or {}).items() if value}
+
     def quiet_series(self) -> list[QuietSeries]:
         """Every series that no rule has been asked about since its last image came."""
         sent = exists().where(_sending.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     and_,
@@ -158,13 +159,15 @@ class Jobs:
             document: str = connection.execute(select(_rule.c.document).where(_rule.c.digest == digest)).scalar_one()
         return document
 
-    def decide(self, decision: Decision, now: float) -> None:
-        """Commit a decision as a waiting job; one that was made before stays as it is."""
+    def decide(self, decision: Decision, now: float) -> bool:
+        """Commit a decision as a waiting job and return True; one that was made before stays as it is."""
         row = {**vars(decision), "state": "waiting", "created_at": now, "updated_at": now}
         with self._writer.begin() as connection:
             added = insert(_job).values(row).on_conflict_do_nothing().returning(_job.c.id)
-            if connection.execute(added).first() is not None:
-                _record(connection, decision.id, "waiting", now)
+            if connection.execute(added).first() is None:
+                return False
+            _record(connection, decision.id, "waiting", now)
+            return True
 
     def enter(self, job_id: str, state: State, now: float) -> None:
         """A job that goes on comes into a state. Raises JobEnded when it was cancelled."""
@@ -274,6 +277,11 @@ class Jobs:
         """The job of that id."""
         return self._jobs(_job.c.id == job_id)[0]
 
+    def state(self, job_id: str) -> State | None:
+        """The state of the job of that id; None when there is none."""
+        with self._reader.connect() as connection:
+            return connection.execute(select(_job.c.state).where(_job.c.id == job_id)).scalar()
+
     def beginning(self, prefix: str) -> Job:
         """The one job whose id begins like that. Raises NotFound when there is none, or more than one."""
         found = self._jobs(_job.c.id.startswith(prefix, autoescape=True))
@@ -310,6 +318,11 @@ class Jobs:
         with self._reader.connect() as connection:
             return {(destination, state): count for destination, state, count in connection.execute(query)}
 
+    def newest(self, state: State | None, limit: int, offset: int) -> list[Job]:
+        """Jobs, or those in a state, newest first: after the first `offset`, at most `limit`."""
+        query = select(_job).where(_job.c.state == state) if state else select(_job)
+        return self._read(query.order_by(_job.c.created_at.desc(), _job.c.id.desc()).limit(limit).offset(offset))
+
     def _attempted(self, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
         mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
         with self._writer.begin() as connection:
@@ -322,7 +335,9 @@ class Jobs:
             return [Delivery(**row) for row in connection.execute(query).mappings()]
 
     def _jobs(self, asked: Any) -> list[Job]:
-        query = select(_job).where(asked).order_by(_job.c.created_at, _job.c.id)
+        return self._read(select(_job).where(asked).order_by(_job.c.created_at, _job.c.id))
+
+    def _read(self, query: Select[Any]) -> list[Job]:
         with self._reader.connect() as connection:
             rows = connection.execute(query).mappings().all()
             return [self._as_job(connection, dict(row)) for row in rows]

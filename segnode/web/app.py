@@ -1,32 +1,50 @@
-"""The ASGI application: DICOMweb under /dicom-web, and one table from errors to HTTP statuses."""
+"""The ASGI application: DICOMweb under /dicom-web, jobs under /api, and one table from errors to HTTP statuses."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount
 
 from segnode.dicomweb.routes import DicomWeb
-from segnode.errors import BadRequest, NotAcceptable, NotFound, SegnodeError
+from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, SegnodeError
 from segnode.pipeline.receive import Receiver
+from segnode.pipeline.rules import Rule
+from segnode.store.jobs import Jobs
+from segnode.web.api import Api, error_answer
 
 _log = structlog.get_logger()
 
-HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {BadRequest: 400, NotFound: 404, NotAcceptable: 406}
+HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
+    BadRequest: 400,
+    NotFound: 404,
+    NotAcceptable: 406,
+    JobEnded: 409,
+}
 
 
-def create_app(receiver: Receiver) -> Starlette:
-    """The application on one store."""
-    handlers = {SegnodeError: _explain, ClientDisconnect: _nobody, Exception: _unforeseen}
-    return Starlette(routes=[Mount("/dicom-web", routes=DicomWeb(receiver).routes())], exception_handlers=handlers)
+def create_app(receiver: Receiver, jobs: Jobs, rules: Callable[[], Sequence[Rule]]) -> Starlette:
+    """The application on one store; `rules` gives the rules as they are configured now."""
+    handlers = {SegnodeError: _explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
+    routes = [
+        Mount("/dicom-web", routes=DicomWeb(receiver).routes()),
+        Mount("/api", routes=Api(receiver.index, jobs, rules, receiver.clock).routes()),
+    ]
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _explain(_request: Request, error: Exception) -> Response:
-    status = HTTP_STATUS_OF.get(type(error), 500)  # type: ignore[arg-type]
-    return PlainTextResponse(f"{error}\n", status)
+def _explain(request: Request, error: Exception) -> Response:
+    return _error(request, str(error), HTTP_STATUS_OF.get(type(error), 500))  # type: ignore[arg-type]
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    response = _error(request, error.detail, error.status_code)  # type: ignore[attr-defined]
+    response.headers.update(error.headers or {})  # type: ignore[attr-defined]
+    return response
 
 
 def _nobody(_request: Request, _error: Exception) -> Response:
@@ -35,4 +53,11 @@ def _nobody(_request: Request, _error: Exception) -> Response:
 
 def _unforeseen(request: Request, error: Exception) -> Response:
     _log.error("request broke", method=request.method, exc_info=error)
-    return PlainTextResponse("unforeseen error; the node's log has the details\n", 500)
+    return _error(request, "unforeseen error; the node's log has the details", 500)
+
+
+def _error(request: Request, message: str, status: int) -> Response:
+    """Under /api for programs, elsewhere for people."""
+    if request.scope["path"].startswith("/api/"):
+        return error_answer(message, status)
+    return PlainTextResponse(f"{message}\n", status)

@@ -1,0 +1,50 @@
+"""Replay: every rule that selects a held series is asked about it now, however long ago its images came."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from segnode.dicom.uids import is_uid
+from segnode.errors import NotFound
+from segnode.pipeline.job_document import rule_name
+from segnode.pipeline.rules import Rule, documents
+from segnode.pipeline.sweep import content_digest, decision_of
+from segnode.store.index import Index
+from segnode.store.jobs import Decision, Jobs, State
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """What a replay came to for one rule."""
+
+    rule: Annotated[str, Meta(description="Names the rule as it is resolved now.")]
+    model: Annotated[str, Meta(description="Name and version of the model.")]
+    id: Annotated[str, Meta(description="The job, by its whole id.")]
+    state: Annotated[State | None, Meta(description="null when there is no such job, which a dry run leaves so.")]
+    made: Annotated[bool, Meta(description="Whether the job is new; content already processed makes nothing new.")]
+
+
+def replay(
+    index: Index, jobs: Jobs, rules: Sequence[Rule], series_instance_uid: str, now: float, *, dry_run: bool
+) -> list[Replayed]:
+    """Commit a decision on a series for each rule that selects it; a dry run writes nothing.
+
+    Raises NotFound when no images of that series are held.
+    """
+    # What is no UID is held by nobody, and may hold characters that a database does not take.
+    images = index.images(series_instance_uid) if is_uid(series_instance_uid) else []
+    if not images:
+        raise NotFound(f"no images of series {series_instance_uid!r} are held")
+    attributes = index.series(series_instance_uid)
+    selecting = [rule for rule in rules if rule.selects(attributes)]
+    if not dry_run:
+        jobs.load_rules(documents(selecting), now)
+    content = content_digest(image.sop_instance_uid for image in images)
+    return [_replay(jobs, decision_of(series_instance_uid, content, rule), now, dry_run=dry_run) for rule in selecting]
+
+
+def _replay(jobs: Jobs, decision: Decision, now: float, *, dry_run: bool) -> Replayed:
+    made = not dry_run and jobs.decide(decision, now)
+    model = f"{decision.model} {decision.model_version}"
+    return Replayed(rule_name(decision.rule_digest), model, decision.id, jobs.state(decision.id), made)
