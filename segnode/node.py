@@ -23,6 +23,7 @@ from segnode.pipeline.ports import Destination
 from segnode.pipeline.receive import Receiver
 from segnode.roles import Role
 from segnode.store.database import open_database, workflow_database
+from segnode.store.filesystem import require_local
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
 from segnode.store.objects import ObjectStore
@@ -44,8 +45,9 @@ class Store:
 
 
 def open_store(config: Config, owner: str) -> Store:
-    """Open the data folder, made where there is none; readable by this user only."""
+    """Open the data folder, made where there is none; readable by this user only. Raises ConfigError on a network disk."""
     data = config.data
+    require_local(data)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Store(
         ObjectStore(data / "objects", owner),

@@ -81,7 +81,7 @@ class ModelProcess:
             child.requests.sendall(json.dumps(request).encode() + b"\n")
             answer = self._await_answer(child, self._config.timeout)
             if "error" in answer:
-                raise ModelFailed(f"model {self._config.name!r} {answer['error']}; {self._prints} has what it printed")
+                raise ModelFailed(f"model {self._config.name!r} {answer['error']}; {self.prints} has what it printed")
             return Result(_load(labelmap, self._config.name))
 
     def check(self) -> None:
@@ -92,7 +92,8 @@ class ModelProcess:
             raise ConfigError(str(error)) from error
 
     @property
-    def _prints(self) -> Path:
+    def prints(self) -> Path:
+        """The file that holds what the model prints."""
         return self._folder / "prints.log"
 
     @contextmanager
@@ -113,7 +114,7 @@ class ModelProcess:
         dies, lives = os.pipe()
         command = [sys.executable, "-m", "segnode", "model", msgspec.json.encode(self._config).decode()]
         command += ["--requests-fd", str(theirs.fileno()), "--life-fd", str(dies)]
-        with self._prints.open("ab") as prints:
+        with self.prints.open("ab") as prints:
             process = subprocess.Popen(  # noqa: S603  our own program
                 command,
                 stdin=subprocess.DEVNULL,
@@ -127,7 +128,7 @@ class ModelProcess:
         self._child = _Child(process, ours, lives)
         loaded = self._await_answer(self._child, _LOAD_S)
         if "error" in loaded:
-            self._end()
+            self.end()
             raise ModelFailed(loaded["error"])
         return self._child
 
@@ -150,10 +151,11 @@ class ModelProcess:
 
     def _failed(self, how: str) -> ModelFailed:
         """End what is left of the child; the next volume gets a new one."""
-        self._end()
-        return ModelFailed(f"the process of model {self._config.name!r} {how}; {self._prints} has what it printed")
+        self.end()
+        return ModelFailed(f"the process of model {self._config.name!r} {how}; {self.prints} has what it printed")
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the child and everything that it has started; the next volume gets a new one."""
         if self._child is not None:
             self._child.end()
             self._child = None

@@ -18,7 +18,7 @@ _RETRY_S: Final = 0.02
 
 def serve_http(application: ASGIApp, address: Address, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called when the port answers. Raises OSError when it is taken."""
-    _require_free(address)
+    require_free(address)
     asyncio.run(_serve(application, address, ready))
 
 
@@ -42,8 +42,11 @@ async def _serve(application: ASGIApp, address: Address, ready: Callable[[], Non
     await serving
 
 
-def _require_free(address: Address) -> None:
-    """Granian shares a port with whoever shares it: a second node must not take half of another's requests."""
+def require_free(address: Address) -> None:
+    """Raise OSError when a port cannot be listened on.
+
+    Granian shares a port with whoever shares it: a second node must not take half of another's requests.
+    """
     family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
