@@ -220,6 +220,23 @@ def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) 
 
 @main.command()
 @_config_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def doctor(config_file: Path | None, *, as_json: bool) -> None:
+    """Say what keeps the node from its work and what to do, whether it runs or not; exit code 1 when there is trouble."""
+    from segnode.doctor import examine
+
+    found = []
+    for finding in examine(read_config(config_file)):
+        found.append({"check": finding.check, "ok": finding.ok, "detail": finding.detail})
+        if not as_json:
+            click.echo(f"{'ok' if finding.ok else 'TROUBLE':<8} {finding.check:<24} {finding.detail}")
+    if as_json:
+        click.echo(json.dumps(found))
+    sys.exit(0 if all(finding["ok"] for finding in found) else 1)
+
+
+@main.command()
+@_config_option
 @click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--out",

@@ -15,6 +15,7 @@ SegnodeError
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── ModelFailed              the model raised, or returned what it must not
+├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
@@ -92,6 +93,10 @@ class LabelError(SegnodeError):
 
 class ModelFailed(SegnodeError):
     """The model raised an error, or returned what it must not."""
+
+
+class Trouble(SegnodeError):
+    """Something that keeps a node from its work; the message says what to do next."""
 
 
 class JobEnded(SegnodeError):

@@ -35,6 +35,7 @@ from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
 from segnode.roles import Role
 from segnode.store.database import open_database, workflow_database
+from segnode.store.filesystem import require_local
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
 from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
@@ -86,8 +87,9 @@ def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], 
 
 
 def open_store(config: Config, lease: Lease) -> Store:
-    """Open the data folder, made where there is none; readable by this user only."""
+    """Open the data folder, made where there is none; readable by this user only. Raises ConfigError on a network disk."""
     data = config.data
+    require_local(data)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     index = open_database(data / "index.sqlite")
     jobs = Jobs(open_database(data / "pipeline.sqlite"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from segnode.config import Config, pack_config, parse_address, unpack_config
+from segnode.config import Address, Config, pack_config, parse_address, unpack_config
 from segnode.errors import CannotStart
 from segnode.roles import Post, Role, supervise
 
@@ -60,6 +60,12 @@ def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None)
     return supervise(posts)
 
 
+def listen(address: Address) -> socket.socket:
+    """A socket that listens there. Raises OSError."""
+    family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
 def patiently(attempt: Callable[[], _T], error: type[OSError]) -> _T:
     """What an attempt returns; tried again for a moment while it raises that error."""
     deadline = time.monotonic() + _LET_GO_S
@@ -80,8 +86,7 @@ def _listen(role: Role, config: Config) -> Sequence[int]:
     key, value = keys[role]
     address = parse_address(value, key)
     try:
-        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        return [patiently(lambda: socket.create_server(address, family=family, backlog=_BACKLOG), OSError).detach()]
+        return [patiently(lambda: listen(address), OSError).detach()]
     except OSError as error:
         raise CannotStart(
             f"{key}: cannot listen on {value}: {error.strerror or error}: does another program use it?"

@@ -16,6 +16,8 @@ from segnode.pipeline.ports import Segmentation, Sent
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
 _INSTANCE_UID, _REASON = "00081155", "00081197"
 _REFUSED_FORM: Final = (400, 409, 415)
+_FOUND: Final = (200, 204)
+_FORBIDDEN: Final = (401, 403)
 _PASSING: Final = (408, 425, 429)
 _BLOCK: Final = 1 << 16
 _TIMEOUT: Final = httpx.Timeout(120, connect=10)
@@ -54,6 +56,30 @@ class StowDestination:
         except httpx.TransportError as error:
             raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
         return _answer(response, segmentation.sop_instance_uid)
+
+
+def ask(root: str, within: float) -> str:
+    """Have a DICOMweb server answer a search for one study, within some seconds; what it answered.
+
+    Raises DeliveryDeferred when it cannot be reached, DeliveryRefused when what answers serves us no DICOMweb.
+    """
+    search = f"{root.rstrip('/')}/studies?limit=1"
+    try:
+        # Its answer is left unread: it is about a patient.
+        with httpx.stream("GET", search, headers={"Accept": "application/dicom+json"}, timeout=within) as response:
+            answer = f"{root} answers a search with HTTP {response.status_code}"
+            kind = response.headers.get("content-type", "")
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise DeliveryDeferred(
+            f"{root} cannot be reached: {error}: see that it runs, and that the way to it is open"
+        ) from error
+    if response.status_code >= 500:
+        raise DeliveryRefused(f"{answer}: its own log says why")
+    if response.status_code in _FORBIDDEN:
+        raise DeliveryRefused(f"{answer}: it does not let this node in")
+    if response.status_code not in _FOUND or "html" in kind:
+        raise DeliveryRefused(f"{answer} {kind}: see that this is the root of its DICOMweb")
+    return answer
 
 
 def _blocks(part10: bytes) -> Iterator[bytes]:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from pydicom import dcmread
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from segnode.config import DimseAddress, FormName
 from segnode.dicom.header import read_header
-from segnode.dicom.status import require_stored
+from segnode.dicom.status import SUCCESS, require_stored
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
 from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused, Refusal
@@ -24,6 +26,7 @@ from segnode.seg.forms import FORMS
 _MAXIMUM_PDU: Final = 131072
 _MOST_CONTEXTS: Final = 128
 _CONNECT_S: Final = 10
+_NEGOTIATE_S: Final = 30
 _ANSWER_S: Final = 120
 
 
@@ -67,6 +70,22 @@ def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) ->
                     raise DeliveryRefused(f"{file}: {address.ae_title} refuses {uid_name(batch[file][0])}: {error}") from error
 
 
+def echo(address: DimseAddress, calling_ae: str, within: float) -> str:
+    """Have an application entity answer C-ECHO, each step within some seconds; its implementation class UID.
+
+    Raises DeliveryDeferred when it cannot be reached, DeliveryRefused when it answers something else than success.
+    """
+    with associate(address, calling_ae, {(str(Verification), str(ImplicitVRLittleEndian))}, within) as association:
+        if not association.accepted_contexts:
+            raise DeliveryRefused(f"{_where(address)} accepts the association, but no C-ECHO in it")
+        status = association.send_c_echo()
+        if "Status" not in status:
+            raise DeliveryDeferred(f"{_where(address)} accepts the association, but does not answer C-ECHO")
+        if status.Status != SUCCESS:
+            raise DeliveryRefused(f"{_where(address)} answers C-ECHO with status 0x{status.Status:04X}")
+        return str(association.acceptor.implementation_class_uid)
+
+
 def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
     """Files in turn, with the SOP class and transfer syntax of each: no batch needs more contexts than an association has."""
     batch: dict[Path, tuple[str, str]] = {}
@@ -86,26 +105,39 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
 
 
 @contextmanager
-def associate(address: DimseAddress, calling_ae: str, kinds: set[tuple[str, str]]) -> Iterator[Association]:
-    """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred."""
+def associate(
+    address: DimseAddress, calling_ae: str, kinds: set[tuple[str, str]], within: float = _ANSWER_S
+) -> Iterator[Association]:
+    """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred.
+
+    `within` is how many seconds an answer may take; to connect and to negotiate may not take that long by default.
+    """
     set_switches()
     ae = AE(calling_ae)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.connection_timeout = _CONNECT_S
-    ae.dimse_timeout = ae.network_timeout = _ANSWER_S
+    ae.connection_timeout, ae.acse_timeout = min(_CONNECT_S, within), min(_NEGOTIATE_S, within)
+    ae.dimse_timeout = ae.network_timeout = within
     contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
-    association = ae.associate(address.host, address.port, contexts=contexts, ae_title=address.ae_title, max_pdu=_MAXIMUM_PDU)
-    where = f"{address.ae_title}@{address.host}:{address.port}"
+    try:
+        association = ae.associate(
+            address.host, address.port, contexts=contexts, ae_title=address.ae_title, max_pdu=_MAXIMUM_PDU
+        )
+    except OSError as error:  # the host's name is not known now
+        raise DeliveryDeferred(f"{_where(address)} cannot be reached: {error.strerror}") from error
     if association.is_rejected:
-        raise DeliveryDeferred(f"{where} rejected the association ({_rejection(association)})")
+        raise DeliveryDeferred(f"{_where(address)} rejected the association ({_rejection(association)})")
     if not association.is_established and not association.rejected_contexts:
-        raise DeliveryDeferred(f"{where} cannot be reached, or broke off")
+        raise DeliveryDeferred(f"{_where(address)} cannot be reached, or broke off")
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+
+
+def _where(address: DimseAddress) -> str:
+    return f"{address.ae_title}@{address.host}:{address.port}"
 
 
 def _rejection(association: Association) -> str:

@@ -79,7 +79,7 @@ class ModelProcess:
             child.requests.sendall(json.dumps(request).encode() + b"\n")
             answer = self._await_answer(child, self.config.timeout)
             if "error" in answer:
-                raise ModelFailed(f"model {self.config.name!r} {answer['error']}; {self._prints} has what it printed")
+                raise ModelFailed(f"model {self.config.name!r} {answer['error']}; {self.prints} has what it printed")
             return Result(_load(labelmap, self.config.name))
 
     def check(self) -> None:
@@ -95,7 +95,8 @@ class ModelProcess:
             self._end()
 
     @property
-    def _prints(self) -> Path:
+    def prints(self) -> Path:
+        """The file that holds what the model prints."""
         return self._folder / "prints.log"
 
     @contextmanager
@@ -116,7 +117,7 @@ class ModelProcess:
         dies, lives = os.pipe()
         command = [sys.executable, "-m", "segnode", "model", msgspec.json.encode(self.config).decode()]
         command += ["--requests-fd", str(theirs.fileno()), "--life-fd", str(dies)]
-        with self._prints.open("ab") as prints:
+        with self.prints.open("ab") as prints:
             process = subprocess.Popen(  # noqa: S603  our own program
                 command,
                 stdin=subprocess.DEVNULL,
@@ -154,7 +155,7 @@ class ModelProcess:
     def _failed(self, how: str) -> ModelFailed:
         """End what is left of the child; the next volume gets a new one."""
         self._end()
-        return ModelFailed(f"the process of model {self.config.name!r} {how}; {self._prints} has what it printed")
+        return ModelFailed(f"the process of model {self.config.name!r} {how}; {self.prints} has what it printed")
 
     def _end(self) -> None:
         if self._child is not None:

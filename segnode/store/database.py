@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event
 
+from segnode.errors import Trouble
+
 _BUSY_TIMEOUT_S: Final = 30
 _READS: Final = "segnode_reads"
 
@@ -34,6 +36,25 @@ def workflow_database(path: Path) -> str:
     """The URL of the workflow engine's own database, made in write-ahead mode; the engine sees to its transactions."""
     _use_write_ahead_log(path)
     return f"sqlite:///{path}"
+
+
+def require_sound(path: Path) -> None:
+    """Have SQLite check a database, which a node may be writing to, without changing it. Raises Trouble."""
+    log = path.with_name(f"{path.name}-wal")
+    # Without a log nobody has the database open; reading it would then leave a log behind, unless it is said not to change.
+    untouched = not log.exists()
+    uri = f"{path.absolute().as_uri()}?mode=ro" + ("&immutable=1" if untouched else "")
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            problem = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        raise Trouble(f"{path} cannot be read ({error}): become the user of the node; else the disk is in trouble") from error
+    except sqlite3.DatabaseError as error:
+        problem = str(error)
+    if problem != "ok" and untouched and log.exists():  # a node has started meanwhile
+        require_sound(path)
+    elif problem != "ok":
+        raise Trouble(f"{path}: {problem}: stop the node, keep a copy of its data folder, and restore it from a backup")
 
 
 def _use_write_ahead_log(path: Path) -> None:

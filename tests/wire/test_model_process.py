@@ -78,7 +78,7 @@ def process(folder: Path, request: pytest.FixtureRequest) -> Iterator[ModelProce
     """The process of the model that the test names."""
     model = ModelProcess(request.param, folder / "work")
     yield model
-    model._end()
+    model.close()
 
 
 def alive(number: int) -> bool:

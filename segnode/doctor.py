@@ -1,0 +1,238 @@
+"""What keeps a node from its work, and what to do: looked at from outside, whether the node runs or not.
+
+Imports stand inside the checks, so that something that cannot even be imported is trouble of its own check and no other's.
+"""
+
+import http.client
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final, get_args
+
+from segnode.config import (
+    Config,
+    DestinationConfig,
+    DimseAddress,
+    FormName,
+    ModelConfig,
+    NodeConfig,
+    is_http,
+    parse_address,
+    parse_dimse_address,
+)
+from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID
+from segnode.errors import ConfigError, DeliveryFailed, SegnodeError, Trouble
+from segnode.posts import listen
+from segnode.store.filesystem import filesystem_here, require_local
+
+_GIB: Final = 1 << 30
+_BLOCK: Final = 1 << 16
+_WRITES: Final = 20
+_SLOWEST_MS: Final = 100
+_ANSWER_S: Final = 5
+_DATABASES: Final = ("index", "pipeline", "workflows")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `detail` says what is well, or what is wrong and what to do next."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Run every check, whatever the others found; each is yielded when it is done, those that take long last."""
+    for check, look in _checks(config):
+        yield _finding(check, look)
+
+
+def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The name of each check, and what returns its detail or raises an error that is one."""
+    yield "data folder", partial(_data_folder, config.data, config.storage.low_watermark_bytes)
+    yield "fsync speed", partial(_fsync_speed, config.data)
+    for database in _DATABASES:
+        yield f"database {database}", partial(_database, config.data / f"{database}.sqlite")
+    yield "port node.dicom", partial(_dicom_port, config.node)
+    yield "port node.http", partial(_http_port, config.node)
+    for form in get_args(FormName):
+        yield f"codec {form}", partial(_codec, form)
+    for destination in config.destinations:
+        yield f"destination {destination.name}", partial(_destination, destination, config.node.ae_title)
+    for model in config.models:
+        yield f"labels of {model.name}", partial(_labels, model, config.folder)
+        yield f"model {model.name}", partial(_model, model)
+
+
+def _finding(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, True, look())
+    except (SegnodeError, OSError) as error:
+        detail = str(error)
+    except Exception as error:  # noqa: BLE001  the border of a check: what it did not foresee must not hide the others
+        detail = f"unforeseen {type(error).__name__}: {error}"
+    return Finding(check, False, " ".join(detail.split()))
+
+
+def _data_folder(data: Path, low_watermark: int) -> str:
+    require_local(data)
+    nearest = _nearest(data)
+    if not nearest.is_dir():
+        raise Trouble(f"node.data: {nearest} is no folder: move it away, or name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise Trouble(f"node.data: this user cannot write to {nearest}: become the user of the node, or give it the folder")
+    free = shutil.disk_usage(nearest).free
+    room = f"{free / _GIB:.1f} GiB free"
+    if free < low_watermark:
+        raise Trouble(
+            f"{data} has only {room}: make room; what comes in is refused (storage.low_watermark); no restart is needed"
+        )
+    there = "" if nearest == data else ", is made at the first start"
+    return f"{data} on {filesystem_here(data) or 'an unknown file system'}, {room}{there}"
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what exists of the folders above it."""
+    return next(above for above in (path, *path.parents) if above.exists())
+
+
+def _fsync_speed(data: Path) -> str:
+    took = []
+    block = os.urandom(_BLOCK)
+    # A file with a name: for one without, some file systems have nothing to synchronise.
+    with tempfile.NamedTemporaryFile(dir=_nearest(data), prefix=".doctor-", buffering=0) as file:
+        for _ in range(_WRITES):
+            start = time.perf_counter()
+            file.write(block)
+            os.fsync(file.fileno())
+            took.append((time.perf_counter() - start) * 1000)
+    speed = f"64 KiB are written and synchronised in {median(took):.1f} ms (median of {_WRITES})"
+    if median(took) > _SLOWEST_MS:
+        raise Trouble(f"{speed}; every object waits for that: see what else writes to the disk, or use a faster one")
+    return speed
+
+
+def _database(path: Path) -> str:
+    from segnode.store.database import require_sound
+
+    if not path.exists():
+        return "is made at the first start"
+    require_sound(path)
+    return f"passes SQLite's quick check, {path.stat().st_size / (1 << 20):.1f} MiB"
+
+
+def _dicom_port(config: NodeConfig) -> str:
+    def answer() -> str:
+        from segnode.dimse.scu import echo
+
+        node = DimseAddress(config.ae_title, *parse_address(config.dicom, "node.dicom"))
+        if echo(node, config.ae_title, _ANSWER_S) != IMPLEMENTATION_CLASS_UID:
+            raise Trouble("what answers C-ECHO there is no segnode")
+        return "a segnode answers C-ECHO there"
+
+    return _port(config.dicom, "node.dicom", answer)
+
+
+def _http_port(config: NodeConfig) -> str:
+    def answer() -> str:
+        # Not by httpx, which would ask the proxy that destinations are reached through.
+        connection = http.client.HTTPConnection(*parse_address(config.http, "node.http"), timeout=_ANSWER_S)
+        try:
+            connection.request("GET", "/dicom-web/studies?limit=1", headers={"Accept": "application/dicom+json"})
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException) as error:
+            raise Trouble(f"what uses it does not answer by HTTP ({type(error).__name__})") from error
+        finally:
+            connection.close()
+        if status not in (200, 204):
+            raise Trouble(f"what uses it answers a search for studies with HTTP {status}")
+        return "DICOMweb is served there"
+
+    return _port(config.http, "node.http", answer)
+
+
+def _port(where: str, key: str, answer: Callable[[], str]) -> str:
+    """Whether the node could listen on a port, or does: `answer` says what does, or raises what speaks against a node."""
+    try:
+        listen(parse_address(where, key)).close()
+    except OSError as taken:
+        try:
+            return f"{where}: {answer()}"
+        except (Trouble, DeliveryFailed) as problem:
+            raise Trouble(
+                f"{where} cannot be listened on ({taken.strerror}), and {problem}:"
+                f" end the program that uses it (ss -ltnp names it), or change {key}"
+            ) from problem
+    return f"{where} is free: no node runs there"
+
+
+def _codec(name: FormName) -> str:
+    import numpy as np
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.pixels.utils import pixel_array
+
+    from segnode.seg.forms import FORMS
+    from segnode.seg.pixels import set_pixels
+
+    for dtype in (np.uint8, np.uint16):
+        labels = (np.indices((64, 80)).sum(axis=0) // 9 * (np.iinfo(dtype).max // 16)).astype(dtype)
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = FORMS[name].transfer_syntax_uid
+        dataset.Rows, dataset.Columns = labels.shape
+        dataset.NumberOfFrames = dataset.SamplesPerPixel = 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = labels.dtype.itemsize * 8
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = 0
+        set_pixels(dataset, labels[np.newaxis], FORMS[name])
+        if not np.array_equal(pixel_array(dataset, raw=True).reshape(labels.shape), labels):
+            raise Trouble(f"a frame of {dataset.BitsStored} bits is not read back as it was written: install segnode anew")
+    return "frames of 8 and 16 bits are read back as they were written"
+
+
+def _destination(config: DestinationConfig, calling_ae: str) -> str:
+    if is_http(config.to):
+        from segnode.dicomweb.client import ask
+
+        return ask(config.to, _ANSWER_S)
+    from segnode.dimse.scu import echo
+
+    try:
+        echo(parse_dimse_address(config.to, config.name), calling_ae, _ANSWER_S)
+    except DeliveryFailed as error:
+        raise Trouble(f"{error}: see that it runs, that it knows {calling_ae}, and that the way to it is open") from error
+    return f"{config.to} answers C-ECHO"
+
+
+def _labels(config: ModelConfig, folder: Path) -> str:
+    from segnode.seg.segments import read_label_dictionary
+
+    return f"{config.labels} has {len(read_label_dictionary(config.labels, folder).segment)} segments"
+
+
+def _model(config: ModelConfig) -> str:
+    from segnode.models.process import ModelProcess
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="segnode-doctor-") as folder:
+        model = ModelProcess(config, Path(folder))
+        try:
+            model.check()
+        except ConfigError as error:
+            # What it printed is told here, because the file that the error points to is gone with its folder.
+            reason = str(error).removesuffix(f"; {model.prints} has what it printed")
+            printed = model.prints.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((f"; it printed last: {line}" for line in reversed(printed) if line.strip()), "")
+            raise Trouble(f"{reason}{last}") from error
+        finally:
+            model.close()
+    return f"{config.run} is loaded in {time.perf_counter() - start:.1f} s"

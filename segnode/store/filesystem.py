@@ -1,0 +1,50 @@
+"""On which file system a folder lies: SQLite's locks and write-ahead log need one of this machine."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from segnode.errors import ConfigError
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+_MOUNT_POINT: Final = 4
+_FIRST_OPTIONAL: Final = 6
+# Not 9p and virtiofs: they bring a folder of the machine that a guest runs on, its processes see each other's locks, and
+# where they cannot map a file together SQLite refuses the write-ahead log at the start instead of losing rows later.
+_NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "ceph-fuse", "sshfs"))
+
+
+def filesystem_of(path: Path, mountinfo_text: str) -> str:
+    """The type of the file system that an absolute path without links lies on, from the text of /proc/self/mountinfo.
+
+    The longest mount point above the path counts, and of equal ones the last, which covers the others; see proc(5).
+    Empty where none is above it.
+    """
+    longest, found = -1, ""
+    # Not splitlines() and split(): the kernel escapes blanks of ASCII only, and a mount point may hold others.
+    for line in filter(None, mountinfo_text.split("\n")):
+        fields = line.split(" ")
+        mount_point = Path(_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), fields[_MOUNT_POINT]))
+        if path.is_relative_to(mount_point) and len(mount_point.parts) >= longest:
+            longest, found = len(mount_point.parts), fields[fields.index("-", _FIRST_OPTIONAL) + 1]
+    return found
+
+
+def filesystem_here(path: Path) -> str:
+    """The type of the file system that a path of this machine lies on; empty where the system does not tell."""
+    try:
+        # A mount point's name need not be UTF-8; names of files are read in the same way.
+        mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+    return filesystem_of(path.resolve(), mounts)
+
+
+def require_local(path: Path) -> None:
+    """Raise ConfigError where a data folder lies on a network file system; nothing where the system does not tell."""
+    kind = filesystem_here(path)
+    if kind.removeprefix("fuse.") in _NETWORK:
+        raise ConfigError(
+            f"node.data: {path} is on {kind}, a network file system: SQLite's locks do not hold there; use a local disk"
+        )
