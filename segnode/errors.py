@@ -14,6 +14,7 @@ SegnodeError
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── ModelFailed              the model raised, or returned what it must not
+├── BackupFailed             a backup that could not be made, or brought back
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
@@ -87,6 +88,10 @@ class LabelError(SegnodeError):
 
 class ModelFailed(SegnodeError):
     """The model raised an error, or returned what it must not."""
+
+
+class BackupFailed(SegnodeError):
+    """A backup that could not be made, or brought back."""
 
 
 class JobEnded(SegnodeError):

@@ -40,7 +40,7 @@ class Receiver:
     def _hold(self, path: Path, header: Header, study: str | None, origin: Origin) -> Instance:
         if study is not None and header.study_instance_uid != study:
             raise Mismatch("StudyInstanceUID of the data set is not the study of the request", "StudyInstanceUID")
-        digest = _digest(path, header)
+        digest = data_set_digest(path, header)
         held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
@@ -59,7 +59,7 @@ class Receiver:
         return held
 
 
-def _digest(path: Path, header: Header) -> str:
+def data_set_digest(path: Path, header: Header) -> str:
     """SHA-256 over the data set: what the sender's file meta information says of itself does not count."""
     with path.open("rb") as file:
         file.seek(header.dataset_offset)
