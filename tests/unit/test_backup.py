@@ -293,7 +293,9 @@ def test_restore_replaces_nothing(node: Node, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is no complete backup"):
             restore_backup(src, tmp_path / "back", unwatched)
     (tmp_path / "back").mkdir()
+    before = files(tmp_path / "backup")
     assert restored(tmp_path / "backup", tmp_path / "back").held() == node.held()
+    assert files(tmp_path / "backup") == before
 
 
 def test_record_cannot_name_files_elsewhere(node: Node, tmp_path: Path) -> None:
