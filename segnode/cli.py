@@ -16,6 +16,7 @@ from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig,
 from segnode.errors import ConfigError, LabelError, SegnodeError
 
 if TYPE_CHECKING:
+    from segnode.backup import Watch
     from segnode.pipeline.replay import Replayed
 
 _config_option = click.option(
@@ -231,8 +232,37 @@ def doctor(config_file: Path | None, *, as_json: bool) -> None:
         if not as_json:
             click.echo(f"{'ok' if finding.ok else 'TROUBLE':<8} {finding.check:<24} {finding.detail}")
     if as_json:
-        click.echo(json.dumps(found))
+        _echo_json(found)
     sys.exit(0 if all(finding["ok"] for finding in found) else 1)
+
+
+@main.command()
+@_config_option
+@click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def backup(config_file: Path | None, dest: Path, *, as_json: bool) -> None:
+    """Copy the data folder to DEST, while the node runs; to the DEST of an earlier backup only what is new is copied."""
+    from segnode.backup import back_up
+
+    os.umask(0o077)
+    made = back_up(read_config(config_file).data, dest, time.time(), _watched("backing up"))
+    summary = f"{made.objects} objects, {made.bytes} bytes, backed up to {dest}"
+    click.echo(msgspec.json.encode(made) if as_json else summary)
+
+
+@main.command()
+@_config_option
+@click.argument("src", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def restore(config_file: Path | None, src: Path, *, as_json: bool) -> None:
+    """Bring the backup in SRC back as the data folder, with every object verified; there must be no data folder."""
+    from segnode.backup import restore_backup
+
+    os.umask(0o077)
+    data = read_config(config_file).data
+    restored = restore_backup(src, data, _watched("restoring"))
+    summary = f"{restored.objects} objects, {restored.bytes} bytes, of {restored.made_at} restored to {data}"
+    click.echo(msgspec.json.encode(restored) if as_json else summary)
 
 
 @main.command()
@@ -275,6 +305,11 @@ def _announce(config: Config) -> None:
         click.echo("There are no [[rules]]: what comes in is kept, and no model runs.", err=True)
     elif not config.destinations:
         click.echo("There are no [[destinations]]: results are kept here and sent nowhere.", err=True)
+
+
+def _watched(label: str) -> "Watch":
+    """A progress bar on standard error for what is copied."""
+    return lambda objects, count: click.progressbar(objects, length=count, label=label, file=sys.stderr)
 
 
 def _dimse_address(destinations: Sequence[DestinationConfig], to: str) -> DimseAddress:

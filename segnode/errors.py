@@ -16,6 +16,7 @@ SegnodeError
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── ModelFailed              the model raised, or returned what it must not
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
+├── BackupFailed             a backup that could not be made, or brought back
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
@@ -97,6 +98,10 @@ class ModelFailed(SegnodeError):
 
 class Trouble(SegnodeError):
     """Something that keeps a node from its work; the message says what to do next."""
+
+
+class BackupFailed(SegnodeError):
+    """A backup that could not be made, or brought back."""
 
 
 class JobEnded(SegnodeError):

@@ -60,7 +60,7 @@ class Receiver:
         return "made" if Contributor(MANUFACTURER, self.ae_title) in header.contributors else "received"
 
     def _hold(self, path: Path, header: Header, origin: Origin, association: OpenAssociation | None) -> Instance:
-        digest = dataset_digest(path, header.dataset_offset)
+        digest = data_set_digest(path, header)
         held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
@@ -83,8 +83,8 @@ class Receiver:
         return held
 
 
-def dataset_digest(path: Path, dataset_offset: int) -> str:
+def data_set_digest(path: Path, header: Header) -> str:
     """SHA-256 over the data set: what the sender's file meta information says of itself does not count."""
     with path.open("rb") as file:
-        file.seek(dataset_offset)
+        file.seek(header.dataset_offset)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -61,10 +61,10 @@ class ObjectStore:
         key = secrets.token_hex(10) + self._lease.id
         target = self.path(key)
         with room_for("an object"):
-            _synchronise(path)
+            synchronise(path)
             self._make_folder(target.parent)
             path.rename(target)
-            _synchronise(target.parent)
+            synchronise(target.parent)
         return key
 
     def delete(self, key: str) -> None:
@@ -77,16 +77,14 @@ class ObjectStore:
 
     def path(self, key: str) -> Path:
         """Where the object of that key lies."""
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"not an object key: {key!r}")
-        return self._folder / key[:2] / key[2:4] / key
+        return object_path(self._folder, key)
 
     def _make_folder(self, folder: Path) -> None:
         if folder.exists():
             return
         for level in (folder.parent, folder):
             level.mkdir(exist_ok=True)
-            _synchronise(level.parent)
+            synchronise(level.parent)
 
 
 class Spool:
@@ -142,7 +140,15 @@ def _written_before(path: Path, before: float) -> bool:
         return False
 
 
-def _synchronise(path: Path) -> None:
+def object_path(folder: Path, key: str) -> Path:
+    """Where the object of that key lies in a folder of objects."""
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"not an object key: {key!r}")
+    return folder / key[:2] / key[2:4] / key
+
+
+def synchronise(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
