@@ -144,7 +144,11 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     from segnode.web.server import serve_http
 
     _start_heart(store, receiver.meter, lease, lambda: 0)
-    serve_http(create_app(receiver, store.jobs, lambda: resolve_rules(inherited.config)), inherited.listening(), ready)
+    serve_http(
+        create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config)),
+        inherited.listening(),
+        ready,
+    )
     store.measures.add(receiver.meter)
 
 

@@ -1,4 +1,4 @@
-"""The ASGI application: DICOMweb under /dicom-web, jobs under /api, and one table from errors to HTTP statuses."""
+"""The ASGI application: DICOMweb, jobs, how the node is; and one table from errors to HTTP statuses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -15,7 +15,10 @@ from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, Segnod
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.store.jobs import Jobs
+from segnode.store.leases import Leases
+from segnode.store.measures import Measures
 from segnode.web.api import Api, error_answer
+from segnode.web.health import Health
 
 _log = structlog.get_logger()
 
@@ -27,12 +30,15 @@ HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
 }
 
 
-def create_app(receiver: Receiver, jobs: Jobs, rules: Callable[[], Sequence[Rule]]) -> Starlette:
+def create_app(
+    receiver: Receiver, jobs: Jobs, leases: Leases, measures: Measures, rules: Callable[[], Sequence[Rule]]
+) -> Starlette:
     """The application on one store; `rules` gives the rules as they are configured now."""
     handlers = {SegnodeError: _explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
     routes = [
         Mount("/dicom-web", routes=DicomWeb(receiver).routes()),
         Mount("/api", routes=Api(receiver.index, jobs, rules, receiver.clock).routes()),
+        *Health(receiver, jobs, leases, measures).routes(),
     ]
     return Starlette(routes=routes, exception_handlers=handlers)
 

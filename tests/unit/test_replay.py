@@ -21,10 +21,11 @@ from segnode.pipeline.receive import Receiver
 from segnode.pipeline.replay import Replayed, replay
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
+from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.jobs import Job, Jobs
-from segnode.store.leases import Lease
-from segnode.store.measures import Meter
+from segnode.store.leases import Lease, Leases
+from segnode.store.measures import Measures, Meter
 from segnode.store.objects import ObjectStore
 from segnode.web.app import create_app
 
@@ -273,7 +274,9 @@ def test_broken_rules_are_an_error_of_the_api(node: Node, tmp_path: Path, error:
     receiver = Receiver(
         ObjectStore(tmp_path / "objects", Lease("a" * 12, "test")), node.index, Meter("web"), "SEGNODE", 0, lambda: node.now
     )
-    transport = httpx.ASGITransport(create_app(receiver, node.jobs, rules), raise_app_exceptions=False)
+    engine = open_database(tmp_path / "index.sqlite")
+    application = create_app(receiver, node.jobs, Leases(engine), Measures(engine), rules)
+    transport = httpx.ASGITransport(application, raise_app_exceptions=False)
 
     async def post() -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:

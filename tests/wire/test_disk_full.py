@@ -20,6 +20,7 @@ from tests.wire.test_serve import events
 from tests.wire.test_storage import FAILED, OTHER, held, items, small, stow
 
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
+NO_WATERMARK = '[storage]\nlow_watermark = "0 B"\n'
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_full_disk_refuses_and_recovers(small_disk: Path, tmp_path: Path) -> Non
     data = encode_part10(small("1.2.15.1", SeriesDescription="x" * 60), ExplicitVRLittleEndian)
     large = tmp_path / "large.dcm"
     large.write_bytes(data + b"\xe0\x7f\x10\x00OW\0\0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20))
-    with segnode(small_disk.parent, "rules = []") as node:
+    with segnode(small_disk.parent, "rules = []\n" + NO_WATERMARK) as node:
         filler = fill(small_disk)
         response = stow(node, large.read_bytes())
         assert response.status_code == 503
@@ -67,7 +68,7 @@ def test_full_disk_refuses_and_recovers(small_disk: Path, tmp_path: Path) -> Non
 
 def test_job_waits_for_room(small_disk: Path, phantom: Phantom) -> None:
     """A job that finds the disk full is not failed: it goes on when there is room."""
-    with segnode(small_disk.parent, RULE) as node:
+    with segnode(small_disk.parent, RULE + NO_WATERMARK) as node:
         list(send_files(sorted(phantom.folder.iterdir()), parse_dimse_address(node.dimse, ""), "TEST"))
         filler = fill(small_disk)
         until(lambda: "full" in node.log.read_text() or "No space left" in node.log.read_text())
