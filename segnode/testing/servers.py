@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import httpx
 
 from segnode.config import Config, read_config
 from segnode.node import open_jobs
-from segnode.roles import die_with_parent
+from segnode.roles import ROLES, Role, die_with_parent
 from segnode.store.jobs import Job
 
 _START_S: Final = 60
@@ -115,9 +115,14 @@ def launch_orthanc(folder: Path, **settings: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def segnode(folder: Path, tables: str = "", ae_title: str = "SEGNODE") -> Iterator[Server]:
-    """A serving node with its configuration and data in a folder; `tables` is TOML beside `[node]`. Raises ServerFailed."""
-    with launch_segnode(folder, tables, ae_title) as server:
+def segnode(
+    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: int
+) -> Iterator[Server]:
+    """A serving node with its configuration and data in a folder. Raises ServerFailed.
+
+    `tables` is TOML beside `[node]`; `settings` are further keys of that.
+    """
+    with launch_segnode(folder, tables, ae_title, roles, **settings) as server:
         server.await_ready()
         yield server
 
@@ -131,22 +136,26 @@ def restarted_segnode(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def launch_segnode(folder: Path, tables: str = "", ae_title: str = "SEGNODE") -> Iterator[Server]:
+def launch_segnode(
+    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: int
+) -> Iterator[Server]:
     """A node that may not serve yet."""
     folder.mkdir(parents=True, exist_ok=True)
     dicom_port, http_port = free_port(), free_port()
     node = f'[node]\nae_title = "{ae_title}"\ndicom = "127.0.0.1:{dicom_port}"\nhttp = "127.0.0.1:{http_port}"\n'
+    node += "".join(f"{key} = {value}\n" for key, value in settings.items())
     (folder / "segnode.toml").write_text(f"{tables}\n{node}")
-    with _launch_segnode(folder) as server:
+    with _launch_segnode(folder, roles) as server:
         yield server
 
 
 @contextmanager
-def _launch_segnode(folder: Path) -> Iterator[Server]:
+def _launch_segnode(folder: Path, roles: Sequence[Role] = ROLES) -> Iterator[Server]:
     config = read_config(folder / "segnode.toml")
     log = folder / "segnode.log"
     offset = log.stat().st_size if log.exists() else 0
     command = [sys.executable, "-m", "segnode", "serve", "--config", str(folder / "segnode.toml")]
+    command += [word for role in roles for word in ("--role", role)]
     with _process(command, log, {}) as process:
         serves = lambda: b'"event": "ready"' in log.read_bytes()[offset:]  # noqa: E731
         ports = _port(config.node.dicom), _port(config.node.http)

@@ -8,10 +8,10 @@ import pytest
 
 from segnode.config import parse_config
 from segnode.dicom.header import Header
-from segnode.pipeline.rules import Rule, documents, resolve_rules
+from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
-from segnode.store.index import Index
+from segnode.store.index import Index, OpenAssociation
 from segnode.store.jobs import Job, Jobs
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
@@ -112,3 +112,53 @@ def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:
     sweep.consider(series)
     assert node.jobs.all() == []
     assert len(node.index.quiet_series()) == 1
+
+
+def test_series_is_not_quiet_while_it_is_sent(node: Node) -> None:
+    """As long as the association that brought an image is open, nothing is decided; then at once, when it is quiet."""
+    node.sweep(rules(1.0))
+    association = OpenAssociation("a" * 12, 1)
+    node.index.add(HEADER, "key", 1, "digest", "received", node.now, association)
+    node.now += 100
+    assert node.sweep(rules(1.0)) == []
+    node.index.close_association(association)
+    assert len(node.sweep(rules(1.0))) == 1
+
+
+def test_late_image_cancels_what_is_not_sent(node: Node) -> None:
+    """A job whose SEG nobody has is cancelled as soon as another image comes; a job of all images follows when it is quiet."""
+    node.sweep(rules(10.0))
+    node.receive("1.1")
+    node.now += 10
+    (first,) = node.sweep(rules(10.0))
+    node.jobs.owe(first.id, "1.9", ["archive"], node.now)
+    node.receive("1.5")
+    (first,) = node.sweep(rules(10.0))
+    assert (first.state, [d.state for d in first.deliveries]) == ("cancelled", ["cancelled"])
+    assert "more images" in first.note
+    assert node.jobs.due(node.now) == []
+    node.now += 10
+    assert [job.state for job in node.sweep(rules(10.0))] == ["cancelled", "waiting"]
+
+
+def test_late_image_leaves_what_was_sent(node: Node) -> None:
+    """What one destination has is sent to the others as well; the job of all images is another."""
+    node.sweep(rules(10.0))
+    node.receive("1.1")
+    node.now += 10
+    (first,) = node.sweep(rules(10.0))
+    node.jobs.owe(first.id, "1.9", ["archive", "other"], node.now)
+    node.jobs.delivered(node.jobs.delivery(first.id, "archive"), "labelmap:rle", "stored", node.now)
+    node.receive("1.5")
+    node.now += 10
+    assert [job.state for job in node.sweep(rules(10.0))] == ["delivering", "waiting"]
+
+
+def test_rule_that_is_gone_is_kept_for_its_jobs(node: Node) -> None:
+    """A job is done by the rule that decided it, as that was loaded last, also when the configuration has it no more."""
+    (rule,) = rules(0.0)
+    node.sweep([rule])
+    node.receive("1.1")
+    (job,) = node.sweep([rule])
+    node.sweep([])
+    assert rule_of(node.jobs.rule(job.rule_digest)) == rule
