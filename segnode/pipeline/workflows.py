@@ -30,7 +30,6 @@ WORKFLOW_VERSION: Final = "1"
 
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
-_POLL_S: Final = 0.5
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
 _PURGE_AT_ONCE: Final = 500
@@ -110,7 +109,7 @@ class Workflows:
     What begins after `stages` is set anew runs on the new ones.
     """
 
-    def __init__(self, stages: Stages, database_url: str, executor_id: str) -> None:
+    def __init__(self, stages: Stages, database_url: str, executor_id: str, poll_s: float) -> None:
         self.stages = stages
         DBOS(config=_engine_config(database_url, executor_id))
 
@@ -139,8 +138,8 @@ class Workflows:
         self._asked: frozenset[str] = frozenset()
         DBOS.launch()
         # One model at a time: two at once would want the memory of two.
-        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=1, polling_interval_sec=_POLL_S)
-        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=_POLL_S)
+        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=1, polling_interval_sec=poll_s)
+        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=poll_s)
 
     def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
         """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""

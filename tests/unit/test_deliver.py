@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from segnode.config import FormName
-from segnode.dicomweb.client import _answer
+from segnode.dicomweb.client import stored_answer
 from segnode.errors import DeliveryDeferred, DeliveryFailed, DeliveryRefused, FormRefused
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.ports import Segmentation, Sent
@@ -140,7 +140,7 @@ def response(status: int, stored: Sequence[dict] = (), failed: Sequence[dict] | 
 def test_stow_answer(given: httpx.Response, outcome: type[DeliveryFailed] | None) -> None:
     """Stored is what the archive lists as stored, whatever the HTTP status; every other answer has its consequence."""
     if outcome is None:
-        assert str(given.status_code) in _answer(given, "1.1")
+        assert str(given.status_code) in stored_answer(given, "1.1")
     else:
         with pytest.raises(outcome):
-            _answer(given, "1.1")
+            stored_answer(given, "1.1")
