@@ -128,7 +128,7 @@ def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
 @click.pass_context
 def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: bool) -> None:
     """List what the node has decided to do, and how far it is; show, retry or cancel a job, or replay a series."""
-    from segnode.node import open_jobs
+    from segnode.node import open_index, open_jobs
     from segnode.pipeline.job_document import job_document
     from segnode.store.jobs import STATES
 
@@ -137,7 +137,8 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
     ctx.obj = read_config(config_file)
     if ctx.invoked_subcommand is not None:
         return
-    found = [job_document(job) for job in open_jobs(ctx.obj).all(state)]
+    rows, index = open_jobs(ctx.obj), open_index(ctx.obj)
+    found = [job_document(job, index) for job in rows.all(state)]
     if as_json:
         _echo_json(found)
         return
@@ -153,15 +154,15 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
 @click.pass_obj
 def show(config: Config, job_id: str, *, as_json: bool) -> None:
     """Show a job: its stages with their times, its deliveries with what was answered. The beginning of an id will do."""
-    from segnode.node import open_jobs
+    from segnode.node import open_index, open_jobs
     from segnode.pipeline.job_document import job_document
 
-    job = job_document(open_jobs(config).beginning(job_id))
+    job = job_document(open_jobs(config).beginning(job_id), open_index(config))
     if as_json:
         _echo_json(job)
         return
-    for name in ("id", "state", "model", "series", "segmentation", "note", "error"):
-        click.echo(f"{name:<13} {getattr(job, name)}")
+    for name in ("id", "state", "model", "series", "segmentation", "segmentation_series", "study", "note", "error"):
+        click.echo(f"{name.replace('_', ' '):<20} {getattr(job, name)}")
     for stage in job.stages:
         click.echo(f"{stage.at}  {stage.state}")
     for delivery in job.deliveries:

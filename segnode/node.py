@@ -302,6 +302,7 @@ class _Told:
         self._count = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for number in numbers:
             signal.signal(number, lambda *_: os.eventfd_write(self._count, 1))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def wait(self, seconds: float) -> bool:
         """Wait that long for it at most; whether it has come."""

@@ -22,6 +22,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_WITHIN_S: Final = 9
+_STDERR: Final = 2
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
 _STEADY_S: Final = 60.0
@@ -78,6 +79,7 @@ class _Supervisor:
     def __init__(self, seats: Sequence[_Seat]) -> None:
         self._seats = seats
         self._told_to_stop = False
+        self._in_terminal = os.isatty(_STDERR)
         self._selector = selectors.DefaultSelector()
         # A signal wakes the selector by a byte on this pair; its handler only leaves a mark.
         self._signals, wakes = socket.socketpair()
@@ -125,7 +127,12 @@ class _Supervisor:
         self._terminate()
 
     def _be_told_to_reload(self, *_: object) -> None:
-        """The worker alone has what can change while it runs; it reads the file, and says what it makes of it."""
+        """The worker alone has what can change while it runs; it reads the file, and says what it makes of it.
+
+        When the terminal that the node was started in is closed, the same signal comes, and the node stops.
+        """
+        if self._in_terminal and not os.isatty(_STDERR):
+            self._be_told_to_stop()
         for seat in self._seats:
             if seat.post.role == "worker" and seat.process is not None:
                 seat.process.send_signal(signal.SIGHUP)
@@ -175,12 +182,22 @@ class _Supervisor:
         command = [sys.executable, "-m", "segnode", "role", post.role, str(post.number), *post.arguments]
         command += ["--parent", str(os.getpid()), "--ready-fd", str(writable)]
         inherited = (writable, *post.descriptors)
-        seat.process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: S603  our own
+        seat.process = subprocess.Popen(  # noqa: S603  our own program
+            command,
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_keep_hangups,  # noqa: PLW1509  this process has one thread
+        )
         os.close(writable)
         seat.started_at = time.monotonic()
         seat.pidfd = os.pidfd_open(seat.process.pid)
         self._selector.register(seat.pidfd, selectors.EVENT_READ)
         return readable
+
+
+def _keep_hangups() -> None:
+    """A SIGHUP waits until the process listens for it, instead of ending one that is about to start."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 
 
 def _is_ready(descriptor: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from segnode.store.index import Index
 from segnode.store.jobs import Delivery, DeliveryState, Job, State
 
 _Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
@@ -43,12 +44,15 @@ class JobDocument(msgspec.Struct, frozen=True):
     note: str
     error: Annotated[str, Meta(description="Why it failed; empty when it has not.")]
     segmentation: Annotated[str, Meta(description="SOPInstanceUID of the result; empty until there is one.")]
+    segmentation_series: Annotated[str, Meta(description="SeriesInstanceUID of the result; empty while it is not held.")]
+    study: Annotated[str, Meta(description="StudyInstanceUID of the result; empty while it is not held.")]
     stages: tuple[StageDocument, ...]
     deliveries: tuple[DeliveryDocument, ...]
 
 
-def job_document(job: Job) -> JobDocument:
-    """A job with its stages and deliveries."""
+def job_document(job: Job, index: Index) -> JobDocument:
+    """A job with its stages and deliveries, and where its result is held."""
+    made = index.find(job.sop_instance_uid) if job.sop_instance_uid else None
     return JobDocument(
         id=job.id,
         state=job.state,
@@ -61,6 +65,8 @@ def job_document(job: Job) -> JobDocument:
         note=job.note,
         error=job.error,
         segmentation=job.sop_instance_uid,
+        segmentation_series=made.series_instance_uid if made else "",
+        study=made.study_instance_uid if made else "",
         stages=tuple(StageDocument(state, _time(at)) for state, at in job.transitions),
         deliveries=tuple(map(_delivery_document, job.deliveries)),
     )

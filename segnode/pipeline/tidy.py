@@ -45,6 +45,7 @@ class Tidier:
     def delete_abandoned(self) -> None:
         """Delete what processes that are gone had not written to the end."""
         self.objects.delete_abandoned(self.leases.alive(self.clock()), self.clock() - ABANDONED_S)
+        self.leases.forget(self.clock() - ABANDONED_S)
 
     def expire(self) -> None:
         """Delete what has been delivered for as long as its retention says; then the files of what was taken off the index."""

@@ -69,6 +69,11 @@ class Leases:
             mine = _lease.update().where(_lease.c.id == lease.id)
             connection.execute(mine.values(heartbeat_at=now, associations=associations))
 
+    def forget(self, before: float) -> None:
+        """Forget processes that were not heard of since then: the node may have fewer now."""
+        with self._writer.begin() as connection:
+            connection.execute(_lease.delete().where(_lease.c.heartbeat_at < before))
+
     def heartbeats(self) -> list[Heartbeat]:
         """What is known of every process that has run, by name."""
         with self._reader.connect() as connection:

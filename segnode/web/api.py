@@ -49,17 +49,17 @@ class Api:
     def _list(self, request: Request) -> Response:
         query = _parse_query(request)
         state = None if query.state is msgspec.UNSET else query.state
-        return _json([job_document(job) for job in self.jobs.newest(state, query.limit, query.offset)])
+        return _json([job_document(job, self.index) for job in self.jobs.newest(state, query.limit, query.offset)])
 
     def _show(self, request: Request) -> Response:
-        return _json(job_document(self._named(request)))
+        return _json(job_document(self._named(request), self.index))
 
     def _steer(self, act: Callable[[str, float], None]) -> Callable[[Request], Response]:
         def steer(request: Request) -> Response:
             _require_json(request)
             job = self._named(request)
             act(job.id, self.clock())
-            return _json(job_document(self.jobs.job(job.id)))
+            return _json(job_document(self.jobs.job(job.id), self.index))
 
         return steer
 

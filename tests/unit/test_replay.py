@@ -255,7 +255,7 @@ def test_document_of_a_job_as_a_person_reads_it(node: Node) -> None:
     node.receive("1.1")
     job_id = node.replay()[0].id
     node.jobs.owe(job_id, "2.25.1", ["archive"], node.now)
-    (job,) = (job_document(job) for job in node.jobs.all() if job.id == job_id)
+    (job,) = (job_document(job, node.index) for job in node.jobs.all() if job.id == job_id)
     said = node.run("show", job_id).stdout
     assert [f"{stage.at}  {stage.state}\n" in said for stage in job.stages] == [True, True]
     assert "to archive: waiting , 0 attempt(s)\n    next attempt: 1970-01-01T00:01:40.000+00:00\n" in said

@@ -122,6 +122,9 @@ def test_incoming_folder_of_a_process_that_is_gone_is_emptied(node: Node) -> Non
     node.tidy()
     assert not (gone / "left").exists()
     assert (node.objects.incoming / "left").exists()
+    node.now += ABANDONED_S + 1
+    node.tidy()
+    assert node.leases.heartbeats() == [], "a process that the node no longer has is forgotten"
 
 
 def test_association_of_a_killed_process_is_no_longer_open(node: Node) -> None:

@@ -154,7 +154,8 @@ def test_replay_leads_to_a_result(client: Client) -> None:
     job = client.await_state("good", "delivered")
     assert (job["id"], job["rule"], job["error"]) == (replayed["id"], replayed["rule"], "")
     held = httpx.get(f"{client.node.dicomweb}/instances", params={"SOPInstanceUID": job["segmentation"]}).json()
-    assert len(held) == 1
+    uids = [(item["0020000D"]["Value"][0], item["0020000E"]["Value"][0]) for item in held]
+    assert uids == [(job["study"], job["segmentation_series"])]
     assert client.replay("good") == [{**replayed, "state": "delivered", "made": False}]
     assert client.job("good") == job
 

@@ -1,9 +1,13 @@
 """The node as a service: how it says how it is, reads its configuration again, and shares its ports."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import subprocess
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +25,8 @@ from segnode.dimse.scu import send_files
 from segnode.node import open_index, open_jobs
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
-from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode, until
-from tests.wire.test_serve import await_gone, descendants, events, post_of
+from segnode.testing.servers import Server, await_jobs, free_port, launch_segnode, node_config, segnode, until
+from tests.wire.test_serve import await_gone, command, descendants, events, post_of
 from tests.wire.test_storage import small, stow
 
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
@@ -199,6 +203,37 @@ def test_configuration_is_read_again(tmp_path: Path, phantom: Phantom) -> None:
         send(node, phantom)
         until(lambda: [job.state for job in open_jobs(read_again(node)).all()] == ["delivered"])
         assert len(events(node, "a role has died")) == 1
+
+
+def test_hangup_at_the_start_is_not_its_end(tmp_path: Path) -> None:
+    """A SIGHUP that comes while the worker starts waits for it; the node serves, and has read its file again."""
+    with launch_segnode(tmp_path / "node", "rules = []") as node:
+        until(lambda: any(post_of(p) == "worker-1" for p in descendants(node.process.pid)))
+        node.process.send_signal(signal.SIGHUP)
+        node.await_ready()
+        until(lambda: len(events(node, "the configuration is read again")) == 1)
+        assert events(node, "a role has died") == []
+
+
+def test_closed_terminal_ends_the_node(tmp_path: Path) -> None:
+    """A node that was started in a terminal ends with it, and leaves nothing; only elsewhere does SIGHUP mean to read again."""
+    config = f'rules = []\n[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\n'
+    (tmp_path / "segnode.toml").write_text(config)
+    terminal, side = pty.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(side, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(command("serve"), cwd=tmp_path, stderr=side, preexec_fn=own_terminal) as process:  # noqa: PLW1509
+        os.close(side)
+        said = b""
+        while b'"ready"' not in said:
+            said += os.read(terminal, 4096)
+        children = descendants(process.pid)
+        os.close(terminal)
+        assert process.wait(15) == 0
+    await_gone(children, ())
 
 
 def read_again(node: Server):
