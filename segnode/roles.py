@@ -19,6 +19,8 @@ _log = structlog.get_logger()
 
 Role = Literal["dimse", "web", "worker"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+# The exit code of a role that a full disk keeps from starting: it may start later.
+NO_ROOM: Final = os.EX_TEMPFAIL
 
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_WITHIN_S: Final = 9
@@ -45,8 +47,9 @@ class Post:
 def supervise(posts: Sequence[Post]) -> int:
     """Keep a process running for each post until SIGTERM or SIGINT; the exit code.
 
-    A process that cannot start ends the node with its exit code. One that dies later is started again, after a wait
-    that grows from half a second to half a minute while it keeps dying. SIGHUP goes on to the worker.
+    A process that cannot start ends the node with its exit code. One that dies later, or that a full disk keeps from
+    starting, is started again, after a wait that grows from half a second to half a minute while it keeps dying. SIGHUP
+    goes on to the worker.
     """
     supervisor = _Supervisor([_Seat(post) for post in posts])
     try:
@@ -96,8 +99,10 @@ class _Supervisor:
             self._terminate()
         serving = [_is_ready(descriptor) for descriptor in ready]
         if not all(serving):
-            return 0 if self._told_to_stop else self._exit_code_without(serving)
-        _log.info("ready", processes=[seat.post.name for seat in self._seats])
+            code = 0 if self._told_to_stop else self._exit_code_without(serving)
+            if code or self._told_to_stop:
+                return code
+        _log.info("ready", processes=[seat.post.name for seat, serves in zip(self._seats, serving, strict=True) if serves])
         while not self._told_to_stop:
             self._selector.select(self._until_next_start())
             self._forget_wakes()
@@ -140,9 +145,11 @@ class _Supervisor:
                 seat.process.terminate()
 
     def _exit_code_without(self, serving: Sequence[bool]) -> int:
-        """The code of a process that ended, or is about to, without having served."""
+        """The code of a process that ended, or is about to, without having served; 0 where they only had no room."""
         ended = [seat for seat, serves in zip(self._seats, serving, strict=True) if not serves]
         codes = {seat.post.name: seat.process.wait() for seat in ended if seat.process is not None}
+        if set(codes.values()) == {NO_ROOM}:
+            return 0
         _log.error("a role cannot start, so the node stops", exit_codes=codes)
         return max([1, *codes.values()])
 

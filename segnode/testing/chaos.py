@@ -70,7 +70,7 @@ _CALM_S: Final = 3.0
 _BETWEEN_EVENTS_S: Final = (0.7, 2.5)
 _FULL_S: Final = (1.0, 4.0)
 _DOWN_S: Final = (1.0, 6.0)
-_BETWEEN_STARTS_S: Final = 8.0
+_SERVES_FOR_S: Final = 6.0
 _MOST_DEATHS: Final = 3
 _GONE_WITHIN_S: Final = 10.0
 _SENT_WITHIN_S: Final = 60.0
@@ -131,7 +131,6 @@ class _Peer:
     server: Server
     running: ExitStack
     relaunch: Callable[[], AbstractContextManager[Server]]
-    started_at: float
 
     def end(self, number: signal.Signals) -> None:
         """End its process, and only that."""
@@ -141,7 +140,6 @@ class _Peer:
     def start(self) -> None:
         """Start it again; it may not serve yet."""
         self.server = self.running.enter_context(self.relaunch())
-        self.started_at = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,7 @@ class _Chaos:
         self._ledger = Ledger()
         self._later: list[_Later] = []
         self._deaths: Counter[str] = Counter()
+        self._serving_since: float | None = None
         self._problems: list[str] = []
         self._stack = ExitStack()
 
@@ -198,6 +197,8 @@ class _Chaos:
         while (now := time.monotonic()) < began + seconds:
             self._end_episodes(now)
             self._start_a_node_that_has_ended()
+            if self._serving_since is None and self._node.server.serves():
+                self._serving_since = now
             if now >= next_event:
                 self._make_event()
                 next_event = time.monotonic() + self._random.uniform(*_BETWEEN_EVENTS_S)
@@ -231,7 +232,7 @@ class _Chaos:
 
     def _peer(self, launch: AbstractContextManager[Server], relaunch: Callable[[], AbstractContextManager[Server]]) -> _Peer:
         running = self._stack.enter_context(ExitStack())
-        return _Peer(running.enter_context(launch), running, relaunch, time.monotonic())
+        return _Peer(running.enter_context(launch), running, relaunch)
 
     def _make_senders(self) -> Sequence[Sender]:
         server = self._node.server
@@ -259,20 +260,21 @@ class _Chaos:
         """Do one of the things that can be done now."""
         posts = {post: process for process in descendants(self._node.server.process.pid) if (post := post_of(process))}
         going_on = {later.what for later in self._later}
-        possible: list[Callable[[], None]] = []
-        if self._node.server.serves():
+        possible: list[list[Callable[[], None]]] = []
+        serving_for = time.monotonic() - (self._serving_since or time.monotonic())
+        if self._serving_since is not None:
             roles = [post for post in posts if post != "model" and self._deaths[post] < _MOST_DEATHS]
-            possible += [partial(self._kill, post, posts[post]) for post in sorted(roles)]
+            possible += [[partial(self._kill, post, posts[post]) for post in sorted(roles)]] * 2 if roles else []
             if "model" in posts:
-                possible.append(partial(self._kill, "model", posts["model"]))
-            if time.monotonic() > self._node.started_at + _BETWEEN_STARTS_S:
-                possible += [self._kill_supervisor] * 2
-        if self._fills_disk and "disk" not in going_on:
-            possible += [partial(self._fill_disk, leave) for leave in (0, 0, _WATERMARK // 2)]
+                possible.append([partial(self._kill, "model", posts["model"])])
+            if serving_for > _SERVES_FOR_S:
+                possible.append([self._kill_supervisor])
+            if self._fills_disk and "disk" not in going_on:
+                possible.append([partial(self._fill_disk, leave) for leave in (0, 0, _WATERMARK // 2)])
         if "archive" not in going_on:
-            possible += [self._end_archive] * 2
+            possible.append([self._end_archive])
         if possible:
-            self._random.choice(possible)()
+            self._random.choice(self._random.choice(possible))()
 
     def _kill(self, post: str, process: int) -> None:
         os.kill(process, signal.SIGKILL)
@@ -290,8 +292,7 @@ class _Chaos:
         except ServerFailed:
             left = [post_of(process) for process in processes]
             self._problems.append(f"the supervisor was killed, and some of {left} or its ports outlive it")
-        self._deaths.clear()
-        self._node.start()
+        self._start_node()
 
     def _fill_disk(self, leave: int) -> None:
         filler = fill(self._data, leave)
@@ -318,7 +319,12 @@ class _Chaos:
         if code is not None:
             self._problems.append(f"the node has ended by itself with exit code {code}")
             self._node.end(signal.SIGTERM)
-            self._node.start()
+            self._start_node()
+
+    def _start_node(self) -> None:
+        self._deaths.clear()
+        self._serving_since = None
+        self._node.start()
 
     def _await_jobs(self) -> None:
         """Wait until every job has ended; what failed because its model was killed is tried again, as its person would."""

@@ -15,6 +15,7 @@ import numpy as np
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset, dcmread
 
+from segnode.roles import NO_ROOM
 from segnode.store.database import open_database
 from segnode.store.jobs import Job
 from segnode.store.leases import Leases, lease_ids
@@ -165,7 +166,7 @@ def _log(log: Path, counts: Counter[str]) -> Iterator[str]:
     """What the node has said is wrong; a role that was not killed has not died."""
     lines = [json.loads(line) for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
     for event in lines:
-        if event["level"] in ("error", "critical"):
+        if event["level"] in ("error", "critical") or "lost" in event["event"]:
             counts[f"logged: {event['event']}"] += 1
-        if event["event"] == "a role has died" and event["exit_code"] != -SIGKILL:
+        if event["event"] == "a role has died" and event["exit_code"] not in (-SIGKILL, NO_ROOM):
             yield f"{event['died']} has died by itself (exit code {event['exit_code']})"
