@@ -102,7 +102,7 @@ class Outcome:
 
 
 def run_chaos(seed: int, seconds: float, say: Callable[[str], None]) -> Outcome:
-    """Run chaos for that long, then see what is held. Raises ServerFailed where there is no Orthanc."""
+    """Run chaos for that long, then see what is held; all of it is said. Raises ServerFailed where there is no Orthanc."""
     say(f"seed {seed}")
     folder = Path(tempfile.mkdtemp(prefix="segnode-chaos-"))
     data = folder / "node" / "segnode-data"
@@ -119,6 +119,7 @@ def run_chaos(seed: int, seconds: float, say: Callable[[str], None]) -> Outcome:
         if found.problems:  # what lies on the small disk goes with it
             shutil.copytree(data, folder / "data-as-it-was")
     outcome = Outcome(seed, chaos.did, found, left_out, folder)
+    say(outcome.text)
     if not found.problems:
         shutil.rmtree(folder)
     return outcome
@@ -365,7 +366,6 @@ def main(seed: int | None, minutes: float) -> None:
     except ServerFailed as error:
         click.echo(f"chaos: {error}", err=True)
         sys.exit(1)
-    click.echo(outcome.text)
     sys.exit(1 if outcome.found.problems else 0)
 
 

@@ -22,7 +22,8 @@ from tests.conftest import absent
 from tests.wire.test_serve import events, kill
 from tests.wire.test_storage import FAILED, OTHER, held, items, small, stow
 
-RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
+ROOM = '[storage]\nlow_watermark = "0 B"\n'
+RULE = ROOM + '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_full_disk_refuses_and_recovers(disk: Path, tmp_path: Path) -> None:
     data = encode_part10(small("1.2.15.1", SeriesDescription="x" * 60), ExplicitVRLittleEndian)
     large = tmp_path / "large.dcm"
     large.write_bytes(data + b"\xe0\x7f\x10\x00OW\0\0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20))
-    with segnode(disk.parent, "rules = []") as node:
+    with segnode(disk.parent, f"rules = []\n{ROOM}") as node:
         filler = fill(disk)
         response = stow(node, large.read_bytes())
         assert response.status_code == 503
@@ -75,7 +76,7 @@ def test_job_waits_for_room(disk: Path, phantom: Phantom) -> None:
 def test_association_that_ends_on_a_full_disk_does_not_stay_open(disk: Path, phantom: Phantom) -> None:
     """Its series is quiet when there is room again, though the end of the association could not be written down."""
     image = phantom.folder / "0001.dcm"
-    with segnode(disk.parent, "rules = []") as node:
+    with segnode(disk.parent, RULE.replace("1.0", "3600.0")) as node:
         index = open_index(node_config(node))
         kind = {(str(CTImageStorage), str(ExplicitVRLittleEndian))}
         with associate(parse_dimse_address(node.dimse, ""), "TEST", kind) as association:
