@@ -29,7 +29,7 @@ from segnode.config import (
     parse_dimse_address,
     read_config,
 )
-from segnode.errors import ConfigError, LabelError
+from segnode.errors import ConfigError, LabelError, OutOfResources
 from segnode.pipeline.ports import Destination
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
@@ -297,6 +297,8 @@ def _going_on(what: str) -> Iterator[None]:
     """A turn of a loop that goes on after whatever breaks it, and says so."""
     try:
         yield
+    except OutOfResources as error:  # in every turn while the disk is full: a line is enough
+        _log.error(what, reason=str(error).partition("\n")[0])
     except Exception:  # noqa: BLE001  the border of a loop that must not end
         _log.exception(what)
 

@@ -18,6 +18,7 @@ from segnode.errors import ConfigError, ModelFailed
 from segnode.models import threshold
 from segnode.models.child import _segment
 from segnode.models.process import ModelProcess
+from segnode.testing.processes import is_alive
 from segnode.testing.servers import until
 
 MODULE = """
@@ -84,14 +85,6 @@ def process(folder: Path, request: pytest.FixtureRequest) -> Iterator[ModelProce
     model.close()
 
 
-def alive(number: int) -> bool:
-    """Whether a process runs."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.parametrize("process", [config("good")], indirect=True)
 def test_process_stays_warm(process: ModelProcess, volume: Volume, folder: Path) -> None:
     """The same process answers again; what it prints goes to its file, and no array is left."""
@@ -133,7 +126,7 @@ def test_bad_model_is_a_failed_job_that_says_which(process: ModelProcess, volume
     assert [path.name for path in (folder / "work").iterdir()] == ["prints.log"]
     if process.config.name == "hangs":
         left = [int(number) for number in (folder / "marker").read_text().split()]
-        until(lambda: not any(map(alive, left)))
+        until(lambda: not any(map(is_alive, left)))
 
 
 @pytest.mark.parametrize("process", [config("good")], indirect=True)
@@ -141,7 +134,7 @@ def test_model_that_dies_while_nobody_asks_is_started_again(process: ModelProces
     """A process that is killed between two volumes is no failure of the second."""
     process(volume)
     os.killpg(process._child.process.pid, signal.SIGKILL)
-    until(lambda: not alive(process._child.process.pid))
+    until(lambda: not is_alive(process._child.process.pid))
     assert process(volume).labelmap.max() > 0
 
 
@@ -192,6 +185,6 @@ def test_nothing_outlives_a_worker_that_is_killed(folder: Path) -> None:
         marker = folder / "marker"
         until(lambda: marker.exists() and marker.read_text().endswith("\n"))
         running = [int(number) for number in marker.read_text().split()]
-        assert all(map(alive, running))
+        assert all(map(is_alive, running))
         os.kill(process.pid, signal.SIGKILL)
-    until(lambda: not any(map(alive, running)))
+    until(lambda: not any(map(is_alive, running)))
