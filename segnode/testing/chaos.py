@@ -67,6 +67,7 @@ quiet = {quiet}
 _TICK_S: Final = 0.05
 _SAY_EVERY_S: Final = 5.0
 _CALM_S: Final = 3.0
+_LAST_SERIES_S: Final = 12.0
 _BETWEEN_EVENTS_S: Final = (0.7, 2.5)
 _FULL_S: Final = (1.0, 4.0)
 _DOWN_S: Final = (1.0, 6.0)
@@ -198,6 +199,8 @@ class _Chaos:
         while (now := time.monotonic()) < began + seconds:
             self._end_episodes(now)
             self._start_a_node_that_has_ended()
+            if now >= began + seconds - _LAST_SERIES_S:
+                self._begin_no_more()
             if self._serving_since is None and self._node.server.serves():
                 self._serving_since = now
             if now >= next_event:
@@ -210,8 +213,7 @@ class _Chaos:
 
     def calm_down(self, say: Callable[[str], None]) -> Findings:
         """End every episode, have what was begun come to its end, and see what there is."""
-        for sender in self._senders:
-            sender.begin_no_more()
+        self._begin_no_more()
         self._end_episodes(float("inf"))
         self._start_a_node_that_has_ended()
         self._node.server.await_ready()
@@ -230,6 +232,10 @@ class _Chaos:
         self.did.update({f"answered {answer}": times for answer, times in self._ledger.answers.items()})
         found = examine(self._node.server, self._data, self._archive.server, self._ledger, self._jobs.all(), _QUIET_S)
         return Findings(found.counts, [*self._problems, *found.problems])
+
+    def _begin_no_more(self) -> None:
+        for sender in self._senders:
+            sender.begin_no_more()
 
     def _peer(self, launch: AbstractContextManager[Server], relaunch: Callable[[], AbstractContextManager[Server]]) -> _Peer:
         running = self._stack.enter_context(ExitStack())
