@@ -180,9 +180,15 @@ class _Supervisor:
         readable, writable = os.pipe()
         post = seat.post
         command = [sys.executable, "-m", "segnode", "role", post.role, str(post.number), *post.arguments]
-        command += ["--parent", str(os.getpid()), "--ready-fd", str(writable)]
-        inherited = (writable, *post.descriptors)
-        seat.process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: S603  our own
+        command += ["--ready-fd", str(writable)]
+        parent = os.getpid()
+        seat.process = subprocess.Popen(  # noqa: S603  our own
+            command,
+            pass_fds=(writable, *post.descriptors),
+            stdin=subprocess.DEVNULL,
+            # Before it loads anything: while it does, which may take seconds, it would outlive us and keep the ports.
+            preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509  there is one thread here
+        )
         os.close(writable)
         seat.started_at = time.monotonic()
         seat.pidfd = os.pidfd_open(seat.process.pid)
