@@ -128,7 +128,7 @@ def test_bad_model_is_a_failed_job_that_says_which(process: ModelProcess, volume
             process(volume)
         assert "somebody" not in str(error.value)
     assert [path.name for path in (folder / "work").iterdir()] == ["prints.log"]
-    if process._config.name == "hangs":
+    if process.config.name == "hangs":
         left = [int(number) for number in (folder / "marker").read_text().split()]
         until(lambda: not any(map(alive, left)))
 
