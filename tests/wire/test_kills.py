@@ -57,12 +57,17 @@ def role_of(node: Server, role: str) -> list[int]:
     return [process for process in descendants(node.process.pid) if post_of(process).startswith(role)]
 
 
-def kill_role(node: Server, role: str) -> None:
-    """Kill the processes of a role, and wait until the supervisor has started each again."""
-    deaths, processes = len(events(node, "a role is started again")), role_of(node, role)
+def kill_role(node: Server, role: str) -> int:
+    """Kill the processes of a role; how many starts of roles the log will hold when each has been started again."""
+    starts, processes = len(events(node, "a role is started again")), role_of(node, role)
     for process in processes:
         os.kill(process, signal.SIGKILL)
-    until(lambda: len(events(node, "a role is started again")) == deaths + len(processes))
+    return starts + len(processes)
+
+
+def await_starts(node: Server, number: int) -> None:
+    """Wait until the supervisor has started roles again so many times."""
+    until(lambda: len(events(node, "a role is started again")) == number)
 
 
 @contextmanager
@@ -79,7 +84,7 @@ def stopped_at(node: Server, role: str, where: str, trace: Path) -> Iterator[Cal
         try:
             yield lambda: "".join(path.read_text() for path in trace.parent.glob(f"{trace.name}.*"))
         finally:
-            tracer.kill()  # it would wait for a call that it delays; the kernel lets go of what it has stopped
+            tracer.kill()  # told to stop it would see the delay through; killed, it lets go of the dead and the living
 
 
 @contextmanager
@@ -187,7 +192,8 @@ def test_door_killed_before_and_after_the_rename(tmp_path: Path, role: str, send
                 until(lambda: f"/incoming/{role}-" in trace() and half_written(node, role) != [])
                 assert orphans(node) == set()
             left = orphans(node)
-            kill_role(node, role)
+            starts = kill_role(node, role)
+        await_starts(node, starts)
         with pytest.raises(BROKEN):
             sent.result(60)
         assert open_index(node_config(node)).find("1.2.18.2") is None
@@ -258,7 +264,7 @@ def test_worker_killed_while_the_model_runs(tmp_path: Path, archive: Server, slo
         until(lambda: slow_model.exists() and slow_model.read_text() != "")
         (before,) = open_jobs(node_config(node)).all()
         assert before.state == "inferring"
-        kill_role(node, "worker")
+        await_starts(node, kill_role(node, "worker"))
         until(lambda: not alive(int(slow_model.read_text())))
         (job,) = await_jobs(node_config(node))
         assert job.id == before.id
@@ -271,22 +277,23 @@ def test_worker_killed_while_it_encodes(tmp_path: Path, archive: Server, there: 
     """Killed with the SEG's file renamed but no row, or with its row but nothing owed yet: one SEG is held and delivered."""
     with segnode(tmp_path / "node", tables(archive.dicomweb)) as node:
         config = node_config(node)
-        # The first rename of the thread that does the job is the labelmap's.
+        jobs = open_jobs(config)
         with ExitStack() as stack:
+            # The first rename of the thread that does the job is the labelmap's.
             with stopped_at(node, "worker", f"delay_exit={FOR_EVER_US}:when=2", tmp_path / "trace"):
                 send_series(node, tmp_path)
                 until(lambda: len(orphans(node)) == 1)
                 if there == "file":
-                    kill_role(node, "worker")
+                    starts, left = kill_role(node, "worker"), orphans(node)
                 else:
-                    jobs = stack.enter_context(closing(sqlite3.connect(config.data / "pipeline.sqlite")))
-                    jobs.execute("BEGIN IMMEDIATE")  # what is owed waits for this lock
-            left = orphans(node) if there == "file" else set()
+                    writer = stack.enter_context(closing(sqlite3.connect(config.data / "pipeline.sqlite")))
+                    writer.execute("BEGIN IMMEDIATE")  # what is owed waits for this lock
             if there == "row":
                 until(lambda: orphans(node) == set())
-                (before,) = open_jobs(config).all()
+                (before,) = jobs.all()
                 assert (before.state, before.deliveries) == ("encoding", ())
-                kill_role(node, "worker")
+                starts, left = kill_role(node, "worker"), set()
+        await_starts(node, starts)
         (job,) = await_jobs(config)
         require_one_seg(job, archive, tmp_path)
         made = [i for i in open_index(config).instances(study_of(tmp_path)) if i.origin == "made"]
@@ -317,7 +324,7 @@ def test_worker_killed_when_the_archive_has_it(tmp_path: Path, archive_of_any_cl
         with segnode(tmp_path / "node", tables(to)) as node:
             send_series(node, tmp_path)
             assert answered.wait(60)
-            kill_role(node, "worker")
+            await_starts(node, kill_role(node, "worker"))
             (before,) = open_jobs(node_config(node)).all()
             assert (before.state, [d.attempts for d in before.deliveries]) == ("delivering", [0])
             assert all_label_maps(DICOMwebClient(archive.dicomweb), study_of(tmp_path)) == {before.sop_instance_uid}
