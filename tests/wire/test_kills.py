@@ -384,7 +384,7 @@ class Dam:
 def test_stops_while_it_receives(tmp_path: Path) -> None:
     """Told to stop in the middle of a C-STORE and of a STOW: it ends, keeps no half, and both can be sent again."""
     files = [written(tmp_path / f"{number}.dcm", f"1.2.19.{number}", 4 << 20) for number in (1, 2)]
-    dams = [Dam(1 << 20), Dam(1 << 20)]
+    dams = [Dam(3 << 20), Dam(3 << 20)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         with segnode(tmp_path / "node", "rules = []") as node:
             dicom = stack.enter_context(relay(node.dicom_port, onward=dams[0]))
