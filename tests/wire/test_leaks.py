@@ -125,7 +125,7 @@ def unlike(before: Mapping[int, Holdings], after: Mapping[int, Holdings]) -> dic
     }
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_nothing_piles_up_over_hundreds_of_series(
     tmp_path: Path, archive_of_any_class: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +158,7 @@ def test_nothing_piles_up_over_hundreds_of_series(
         assert max(grown.values()) < MOST_GROWTH_KIB, grown
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_nothing_piles_up_over_dozens_of_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Started and stopped or killed 50 times on one folder, a node leaves no process, port or file behind, and we keep none."""
     scratch = tmp_path / "scratch"
