@@ -154,12 +154,15 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
+    def give_up() -> None:
+        # A sender that hangs has no success yet, and sends again.
+        with _going_on("counts are not kept"):
+            store.measures.add(receiver.meter)
+        os._exit(0)
+
     _start_heart(store, receiver.meter, lease, lambda: 0)
-    serve_http(
-        create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config)),
-        inherited.listening(),
-        ready,
-    )
+    application = create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config))
+    serve_http(application, inherited.listening(), ready, give_up)
     store.measures.add(receiver.meter)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 from pydicom import Dataset
@@ -14,6 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 from structlog.contextvars import bound_contextvars
@@ -34,6 +35,13 @@ MAXIMUM_PDU: Final = 131072
 _LONGEST_COMMENT: Final = 64
 
 
+class _SharedContexts(list[PresentationContext]):
+    """What every association may propose. They only read it: the copy that pynetdicom makes for each takes 0.1 s."""
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+
 class _SharingServer(ThreadedAssociationServer):
     """An association server on a socket that listens already, and that other processes may share."""
 
@@ -42,6 +50,7 @@ class _SharingServer(ThreadedAssociationServer):
         # Of those that are woken by a connection all but one find it taken: they must not wait for the next.
         listening.setblocking(False)
         super().__init__(*arguments, **named)
+        self.contexts = _SharedContexts(self.contexts)
 
     def server_bind(self) -> None:
         super().server_close()  # one of its own, that does not listen
