@@ -68,7 +68,6 @@ class ModelProcess:
         Raises ModelFailed when the child crashes, takes too long or too much memory, or says why not; OutOfResources.
         """
         with self._one_at_a_time, self._exchange(volume) as (array, labelmap):
-            child = self._living() or self._start()
             request = {
                 "array": str(array),
                 "labelmap": str(labelmap),
@@ -76,7 +75,7 @@ class ModelProcess:
                 "series": dict(volume.series),
                 "sop_instance_uids": volume.sop_instance_uids,
             }
-            answer = self._ask(child, request)
+            answer = self._ask(request)
             if "no_room" in answer:
                 raise OutOfResources(f"a labelmap cannot be written to disk: {answer['no_room']}")
             if "error" in answer:
@@ -144,13 +143,23 @@ class ModelProcess:
             raise ModelFailed(loaded["error"])
         return self._child
 
-    def _ask(self, child: _Child, request: dict[str, Any]) -> dict[str, str]:
-        """The child's answer to a request. Raises ModelFailed."""
+    def _ask(self, request: dict[str, Any]) -> dict[str, str]:
+        """The child's answer to a request; one that ended without having read it is no failure. Raises ModelFailed."""
+        line = json.dumps(request).encode() + b"\n"
         try:
-            child.requests.sendall(json.dumps(request).encode() + b"\n")
-            return self._await_answer(child, self.config.timeout)
-        except ConnectionError as error:  # it has ended without having read the request
-            raise self._failed(f"ended {_how(child.process.wait())}") from error
+            return self._send(line)
+        except ConnectionError:
+            self._end()
+        try:
+            return self._send(line)
+        except ConnectionError as error:
+            raise self._failed("ended before it read the volume, twice") from error
+
+    def _send(self, line: bytes) -> dict[str, str]:
+        """The answer to a line. Raises ModelFailed; ConnectionError when the child ended without having read it."""
+        child = self._living() or self._start()
+        child.requests.sendall(line)
+        return self._await_answer(child, self.config.timeout)
 
     def _await_answer(self, child: _Child, timeout: float) -> dict[str, str]:
         """The child's next answer; while it is waited for, its time and memory are watched. Raises ModelFailed."""

@@ -163,10 +163,18 @@ def _files(data: Path, counts: Counter[str]) -> Iterator[str]:
 
 
 def _log(log: Path, counts: Counter[str]) -> Iterator[str]:
-    """What the node has said is wrong; a role that was not killed has not died."""
-    lines = [json.loads(line) for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
+    """What the node has said is wrong; a role that was not killed has not died.
+
+    A worker whose model is killed while it loads has no model, and ends: it is started again like one that was killed.
+    """
+    said = log.read_text(errors="replace").splitlines()
+    lines = [json.loads(line) for line in said if line.startswith("{")]
+    without_model = sum(line.startswith("segnode: the process of model") and "by SIGKILL" in line for line in said)
     for event in lines:
         if event["level"] in ("error", "critical") or "lost" in event["event"]:
             counts[f"logged: {event['event']}"] += 1
         if event["event"] == "a role has died" and event["exit_code"] not in (-SIGKILL, NO_ROOM):
+            if event["died"].startswith("worker") and without_model:
+                without_model -= 1
+                continue
             yield f"{event['died']} has died by itself (exit code {event['exit_code']})"

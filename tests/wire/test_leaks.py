@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,7 +167,7 @@ def test_nothing_piles_up_over_dozens_of_starts(tmp_path: Path, monkeypatch: pyt
     table = f'dicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\ndimse_processes = 1\n'
     (tmp_path / "segnode.toml").write_text(f"models = []\nrules = []\n[node]\n{table}")
     own = Path(f"/proc/{os.getpid()}")
-    left = []
+    left, ours = [], []
     for cycle in range(CYCLES):
         with restarted_segnode(tmp_path) as node:
             processes = descendants(node.process.pid)
@@ -176,5 +175,7 @@ def test_nothing_piles_up_over_dozens_of_starts(tmp_path: Path, monkeypatch: pyt
             node.process.send_signal((signal.SIGTERM, signal.SIGKILL)[cycle % 2])
             assert node.process.wait(10) == (0, -signal.SIGKILL)[cycle % 2]
             await_gone(processes, (node.dicom_port, node.http_port))
-        left.append((files(tmp_path), leads_to(os.getpid()), len(list((own / "task").iterdir())), threading.active_count()))
+        left.append(files(tmp_path))
+        ours.append(leads_to(os.getpid()) + Counter(threads=len(list((own / "task").iterdir()))))
     assert left[-1] == left[1]
+    assert not ours[-1] - ours[1], "more than before; what earlier tests had may have ended meanwhile"

@@ -139,16 +139,15 @@ def test_model_that_dies_while_nobody_asks_is_started_again(process: ModelProces
 
 
 @pytest.mark.parametrize("process", [config("good")], indirect=True)
-def test_model_that_dies_before_it_reads_is_named(process: ModelProcess, volume: Volume) -> None:
-    """A process that is killed with a request unread fails that volume, and the next gets another process."""
+def test_model_that_dies_before_it_reads_is_asked_again(process: ModelProcess, volume: Volume) -> None:
+    """A process that is killed with a request unread fails no volume: another process gets it."""
     process(volume)
     child = process._child.process
     os.kill(child.pid, signal.SIGSTOP)
     killer = threading.Timer(0.5, child.kill)
     killer.start()
-    with pytest.raises(ModelFailed, match="ended by SIGKILL"):
-        process(volume)
     assert process(volume).labelmap.max() > 0
+    assert child.returncode == -signal.SIGKILL
 
 
 def test_labelmap_without_room_is_not_the_model_s_failure(tmp_path: Path) -> None:
