@@ -12,6 +12,8 @@ SegnodeError
 ├── NotFound                 nothing is held under that name
 ├── NotAcceptable            held, but not in a representation the client accepts
 ├── NotAVolume               a series whose slices are not one volume
+├── NotASegmentation         a DICOM object that is no Segmentation, or lacks what one needs
+├── OverlappingSegments      segments that share voxels, where each voxel can have one
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── ModelFailed              the model raised, or returned what it must not
@@ -82,6 +84,14 @@ class NotAcceptable(SegnodeError):
 
 class NotAVolume(SegnodeError):
     """A series whose slices are not one volume."""
+
+
+class NotASegmentation(SegnodeError):
+    """A DICOM object that is no Segmentation, or lacks what one needs; the message names the attribute."""
+
+
+class OverlappingSegments(SegnodeError):
+    """Segments that share voxels, where each voxel can have one; the message names them and how many voxels."""
 
 
 class UnreadablePixels(SegnodeError):
