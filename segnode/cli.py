@@ -70,18 +70,13 @@ def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
 @click.argument("number", type=int)
 @click.option("--config-fd", type=int, required=True)
 @click.option("--listening-fd", type=int)
-@click.option("--parent", type=int, required=True)
 @click.option("--ready-fd", type=int, required=True)
-def role(
-    config_file: Path | None, role: Any, number: int, config_fd: int, listening_fd: int | None, parent: int, ready_fd: int
-) -> None:
+def role(config_file: Path | None, role: Any, number: int, config_fd: int, listening_fd: int | None, ready_fd: int) -> None:
     """Run one process of a node; `segnode serve` starts these."""
     from segnode.logs import configure_logs
     from segnode.node import run_role
     from segnode.posts import Inherited
-    from segnode.roles import die_with_parent
 
-    die_with_parent(parent)
     configure_logs(f"{role}-{number}")
 
     def ready() -> None:

@@ -36,7 +36,8 @@ def configure_logs(process: str) -> None:
         name,
     ]
     as_json = structlog.processors.JSONRenderer()
-    structlog.configure(processors=[*shared, as_json], logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())))
+    # Not a PrintLogger: it writes the end of a line by itself, and the lines of threads and processes would run together.
+    structlog.configure(processors=[*shared, as_json], logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())))
     libraries = logging.StreamHandler(sys.stderr)
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     libraries.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[without_meta, as_json], foreign_pre_chain=shared))

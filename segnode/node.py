@@ -9,6 +9,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +29,13 @@ from segnode.config import (
     parse_dimse_address,
     read_config,
 )
-from segnode.errors import ConfigError, LabelError
+from segnode.errors import ConfigError, LabelError, OutOfResources
 from segnode.pipeline.ports import Destination
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
-from segnode.roles import Role
-from segnode.store.database import open_database, workflow_database
+from segnode.roles import NO_ROOM, Role
+from segnode.store.database import is_no_room, open_database, workflow_database
 from segnode.store.filesystem import require_local
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
@@ -67,8 +68,16 @@ class Store:
 
 
 def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:
-    """Run one process of a role until SIGTERM or SIGINT; `ready` is called when it serves."""
+    """Run one process of a role until SIGTERM or SIGINT; `ready` is called when it serves.
+
+    Where the disk has no room for it to start, the process ends with NO_ROOM, and its supervisor tries it again.
+    """
     os.umask(0o077)
+    with _room_to_start():
+        _run_role(role, number, inherited, ready)
+
+
+def _run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:
     config = inherited.config
     lease = new_lease(f"{role}-{number}")
     with _only(config.data, lease.owner):
@@ -132,9 +141,11 @@ def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket
     scp = start_scp(receiver, lease, listening)
     _start_heart(store, receiver.meter, lease, lambda: scp.associations)
     ready()
-    while not stop.wait(ABANDONED_S):
-        # An association that broke off in the middle of an object leaves its file.
-        store.objects.delete_half_written(ABANDONED_S)
+    while not stop.wait(_TIDY_S):
+        with _going_on("tidying broke"):
+            # An association that broke off in the middle of an object leaves its file.
+            store.objects.delete_half_written(ABANDONED_S)
+            scp.close_ended()
     scp.stop()
     store.measures.add(receiver.meter)
 
@@ -143,12 +154,15 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
+    def give_up() -> None:
+        # A sender that hangs has no success yet, and sends again.
+        with _going_on("counts are not kept"):
+            store.measures.add(receiver.meter)
+        os._exit(0)
+
     _start_heart(store, receiver.meter, lease, lambda: 0)
-    serve_http(
-        create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config)),
-        inherited.listening(),
-        ready,
-    )
+    application = create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config))
+    serve_http(application, inherited.listening(), ready, give_up)
     store.measures.add(receiver.meter)
 
 
@@ -291,8 +305,22 @@ def _going_on(what: str) -> Iterator[None]:
     """A turn of a loop that goes on after whatever breaks it, and says so."""
     try:
         yield
+    except OutOfResources as error:  # in every turn while the disk is full: a line is enough
+        _log.error(what, reason=str(error).partition("\n")[0])
     except Exception:  # noqa: BLE001  the border of a loop that must not end
         _log.exception(what)
+
+
+@contextmanager
+def _room_to_start() -> Iterator[None]:
+    """End this process with NO_ROOM where a full disk ends it; what runs longer sees to that itself."""
+    try:
+        yield
+    except Exception as error:
+        if not is_no_room(error):
+            raise
+        _log.error("there is no room to start", reason=str(error).partition("\n")[0])
+        sys.exit(NO_ROOM)
 
 
 class _Told:

@@ -19,6 +19,8 @@ _log = structlog.get_logger()
 
 Role = Literal["dimse", "web", "worker"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+# The exit code of a role that a full disk keeps from starting: it may start later.
+NO_ROOM: Final = os.EX_TEMPFAIL
 
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_WITHIN_S: Final = 9
@@ -46,8 +48,9 @@ class Post:
 def supervise(posts: Sequence[Post]) -> int:
     """Keep a process running for each post until SIGTERM or SIGINT; the exit code.
 
-    A process that cannot start ends the node with its exit code. One that dies later is started again, after a wait
-    that grows from half a second to half a minute while it keeps dying. SIGHUP goes on to the worker.
+    A process that cannot start ends the node with its exit code. One that dies later, or that a full disk keeps from
+    starting, is started again, after a wait that grows from half a second to half a minute while it keeps dying. SIGHUP
+    goes on to the worker.
     """
     supervisor = _Supervisor([_Seat(post) for post in posts])
     try:
@@ -98,8 +101,10 @@ class _Supervisor:
             self._terminate()
         serving = [_is_ready(descriptor) for descriptor in ready]
         if not all(serving):
-            return 0 if self._told_to_stop else self._exit_code_without(serving)
-        _log.info("ready", processes=[seat.post.name for seat in self._seats])
+            code = 0 if self._told_to_stop else self._exit_code_without(serving)
+            if code or self._told_to_stop:
+                return code
+        _log.info("ready", processes=[seat.post.name for seat, serves in zip(self._seats, serving, strict=True) if serves])
         while not self._told_to_stop:
             self._selector.select(self._until_next_start())
             self._forget_wakes()
@@ -147,9 +152,11 @@ class _Supervisor:
                 seat.process.terminate()
 
     def _exit_code_without(self, serving: Sequence[bool]) -> int:
-        """The code of a process that ended, or is about to, without having served."""
+        """The code of a process that ended, or is about to, without having served; 0 where they only had no room."""
         ended = [seat for seat, serves in zip(self._seats, serving, strict=True) if not serves]
         codes = {seat.post.name: seat.process.wait() for seat in ended if seat.process is not None}
+        if set(codes.values()) == {NO_ROOM}:
+            return 0
         _log.error("a role cannot start, so the node stops", exit_codes=codes)
         return max([1, *codes.values()])
 
@@ -180,13 +187,14 @@ class _Supervisor:
         readable, writable = os.pipe()
         post = seat.post
         command = [sys.executable, "-m", "segnode", "role", post.role, str(post.number), *post.arguments]
-        command += ["--parent", str(os.getpid()), "--ready-fd", str(writable)]
-        inherited = (writable, *post.descriptors)
-        seat.process = subprocess.Popen(  # noqa: S603  our own program
+        command += ["--ready-fd", str(writable)]
+        parent = os.getpid()
+        seat.process = subprocess.Popen(  # noqa: S603  our own
             command,
-            pass_fds=inherited,
+            pass_fds=(writable, *post.descriptors),
             stdin=subprocess.DEVNULL,
-            preexec_fn=_keep_hangups,  # noqa: PLW1509  this process has one thread
+            # Before it loads anything: while it does, which may take seconds, it would outlive us and keep the ports.
+            preexec_fn=lambda: _settle_in(parent),  # noqa: PLW1509  there is one thread here
         )
         os.close(writable)
         seat.started_at = time.monotonic()
@@ -195,8 +203,9 @@ class _Supervisor:
         return readable
 
 
-def _keep_hangups() -> None:
-    """A SIGHUP waits until the process listens for it, instead of ending one that is about to start."""
+def _settle_in(parent: int) -> None:
+    """End with the parent from the first moment; and a SIGHUP waits until the process listens for it."""
+    die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 
 

@@ -81,6 +81,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def archive_of_any_class(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An Orthanc that takes what it does not know by C-STORE too, LABELMAP among it."""
+    if orthanc_program() is None:
+        absent("Orthanc with its DICOMweb plug-in", "install orthanc and orthanc-dicomweb (scripts/peers does)")
+    with orthanc(tmp_path_factory.mktemp("orthanc"), UnknownSopClassAccepted=True, DicomAlwaysAllowStore=True) as server:
+        yield server
+
+
 @pytest.fixture
 def image(phantom: Phantom) -> Dataset:
     """One image of the phantom, to be changed."""

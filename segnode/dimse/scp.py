@@ -3,8 +3,10 @@
 import itertools
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 from pydicom import Dataset
@@ -12,6 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 from structlog.contextvars import bound_contextvars
@@ -20,15 +23,23 @@ from segnode.dicom.status import PROCESSING_FAILURE, STATUS_OF, SUCCESS
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from segnode.dimse.switches import set_switches
-from segnode.errors import Refusal
+from segnode.errors import OutOfResources, Refusal
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import OpenAssociation
 from segnode.store.leases import Lease
+from segnode.store.objects import ObjectStore, Spool
 
 _log = structlog.get_logger()
 
 MAXIMUM_PDU: Final = 131072
 _LONGEST_COMMENT: Final = 64
+
+
+class _SharedContexts(list[PresentationContext]):
+    """What every association may propose. They only read it: the copy that pynetdicom makes for each takes 0.1 s."""
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
 
 
 class _SharingServer(ThreadedAssociationServer):
@@ -39,6 +50,7 @@ class _SharingServer(ThreadedAssociationServer):
         # Of those that are woken by a connection all but one find it taken: they must not wait for the next.
         listening.setblocking(False)
         super().__init__(*arguments, **named)
+        self.contexts = _SharedContexts(self.contexts)
 
     def server_bind(self) -> None:
         super().server_close()  # one of its own, that does not listen
@@ -57,11 +69,16 @@ class StorageScp:
     """A listening SCP."""
 
     server: ThreadedAssociationServer
+    door: "_Door"
 
     @property
     def associations(self) -> int:
         """How many associations are open in this process."""
         return len(self.server.active_associations)
+
+    def close_ended(self) -> None:
+        """Say of associations that have ended that they send no more, where that was not said yet. Raises OutOfResources."""
+        self.door.close_ended()
 
     def stop(self) -> None:
         """Accept no more associations, and end the open ones."""
@@ -73,7 +90,7 @@ class StorageScp:
 
 def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> StorageScp:
     """Accept associations on a listening socket; each is a part of this process's lease."""
-    set_switches(receiver.objects.incoming)
+    set_switches(lambda **_: _Incoming(receiver.objects))
     ae = AE(receiver.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -91,7 +108,50 @@ def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> Sto
     server = ae.make_server(listening.getsockname(), evt_handlers=handlers, server_class=_SharingServer, listening=listening)
     ae._servers.append(server)  # which its shutdown wants to take it from
     threading.Thread(target=server.serve_forever, name="accepting", daemon=True).start()
-    return StorageScp(server)
+    return StorageScp(server, door)
+
+
+class _Incoming:
+    """The file of an object that comes in, as pynetdicom writes to one; what the disk does not take is said at its end."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.file = self  # of which pynetdicom flushes the inner one
+        self.name = ""
+        self._problem: OutOfResources | None = None
+        self._spool: Spool | None = None
+        with self._noting():
+            self._spool = objects.spool()
+            self.name = str(self._spool.path)
+
+    def write(self, block: bytes) -> int:
+        """Append bytes, unless some before them were not taken."""
+        if self._spool is not None and self._problem is None:
+            with self._noting():
+                self._spool.write(block)
+        return len(block)
+
+    def flush(self) -> None:
+        """Nothing waits for this: the file is read when it is complete."""
+
+    def complete(self) -> None:
+        """Complete the file. Raises OutOfResources when the disk has not taken all of it."""
+        if self._spool is not None and self._problem is None:
+            with self._noting():
+                self._spool.complete()
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self) -> None:
+        """Delete the file, unless it was kept."""
+        if self._spool is not None:
+            self._spool.discard()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OutOfResources as problem:
+            self._problem = problem
 
 
 class _Door:
@@ -102,6 +162,7 @@ class _Door:
         self._lease = lease
         self._numbers = itertools.count(1)
         self._open: dict[Association, OpenAssociation] = {}
+        self._ended: set[OpenAssociation] = set()
 
     def begin(self, event: Event) -> None:
         """An association is open."""
@@ -111,9 +172,22 @@ class _Door:
 
     def end(self, event: Event) -> None:
         """A connection is closed; what it sent waits for it no longer."""
-        association = self._open.pop(event.assoc, None)
-        if association is not None:
+        self._end(event.assoc)
+        with suppress(OutOfResources):  # it is said later then
+            self.close_ended()
+
+    def close_ended(self) -> None:
+        """Commit that the associations that have ended send no more. Raises OutOfResources."""
+        for broken in [peer for peer in self._open.copy() if not peer.is_alive()]:  # without a word of it
+            self._end(broken)
+        for association in self._ended.copy():
             self._receiver.index.close_association(association)
+            self._ended.discard(association)
+
+    def _end(self, peer: Association) -> None:
+        association = self._open.pop(peer, None)
+        if association is not None:
+            self._ended.add(association)
             _log.info("association closed", association=association.name)
 
     def store(self, event: Event) -> Dataset:
@@ -124,12 +198,12 @@ class _Door:
             if response.Status != SUCCESS:
                 self._receiver.meter.refused(response.Status)
         if association is not None and event.assoc not in self._open:  # its connection broke meanwhile
-            self._receiver.index.close_association(association)
+            self._ended.add(association)
         return response
 
     def _receive(self, event: Event, association: OpenAssociation | None) -> Dataset:
         try:
-            event.request._dataset_file.close()  # type: ignore[union-attr]  # the switches say that there is one
+            event.request._dataset_file.complete()  # type: ignore[union-attr]  # the switches say what it is
             self._receiver.receive(event.dataset_path, association=association)
         except Refusal as refusal:
             _log.warning("refused", reason=str(refusal), calling_ae=event.assoc.requestor.ae_title)

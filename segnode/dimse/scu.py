@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -146,7 +146,10 @@ def _rejection(association: Association) -> str:
 
 
 def _store(association: Association, source: bytes | Path) -> str:
-    status = association.send_c_store(dcmread(BytesIO(source)) if isinstance(source, bytes) else source)
+    try:
+        status = association.send_c_store(dcmread(BytesIO(source)) if isinstance(source, bytes) else source)
+    except RuntimeError:  # pynetdicom's, where the association broke off before; where it does so now, nothing is answered
+        status = Dataset()
     if "Status" not in status:
         raise DeliveryDeferred("the association broke off before the object was acknowledged")
     code = int(status.Status)

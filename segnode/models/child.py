@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from segnode.dicom.volume import Volume
 from segnode.errors import ConfigError
 from segnode.models.python import load_model
 from segnode.pipeline.ports import Model
+
+
+class _NoRoom(Exception):
+    """The disk does not take a labelmap."""
 
 
 def serve_model(config: ModelConfig, requests: socket.socket, life: int) -> None:
@@ -42,11 +47,21 @@ def _segment(model: Model, request: dict[str, Any]) -> dict[str, str]:
     volume = Volume(array, np.array(request["affine"]), request["series"], tuple(request["sop_instance_uids"]))
     try:
         labelmap = model(volume).labelmap
-        np.save(request["labelmap"], labelmap, allow_pickle=False)
+        _save(Path(request["labelmap"]), labelmap)
+    except _NoRoom as error:
+        return {"no_room": str(error)}
     except Exception as error:  # noqa: BLE001  a model is somebody else's code: whatever it raises is an answer
         traceback.print_exc()
         return {"error": f"raised {type(error).__name__}"}
     return {}
+
+
+def _save(path: Path, labelmap: Any) -> None:
+    """Write a labelmap. Raises _NoRoom, which is not the model's failure."""
+    try:
+        np.save(path, labelmap, allow_pickle=False)
+    except OSError as error:
+        raise _NoRoom(error.strerror or error) from error
 
 
 def _answer(stream: Any, **fields: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from segnode.config import ModelConfig
 from segnode.dicom.volume import Volume
-from segnode.errors import ConfigError, ModelFailed
+from segnode.errors import ConfigError, ModelFailed, OutOfResources
 from segnode.pipeline.ports import Result
 from segnode.store.objects import room_for
 
@@ -68,7 +68,7 @@ class ModelProcess:
         Raises ModelFailed when the child crashes, takes too long or too much memory, or says why not; OutOfResources.
         """
         with self._one_at_a_time, self._exchange(volume) as (array, labelmap):
-            child = self._child or self._start()
+            child = self._living() or self._start()
             request = {
                 "array": str(array),
                 "labelmap": str(labelmap),
@@ -76,8 +76,9 @@ class ModelProcess:
                 "series": dict(volume.series),
                 "sop_instance_uids": volume.sop_instance_uids,
             }
-            child.requests.sendall(json.dumps(request).encode() + b"\n")
-            answer = self._await_answer(child, self.config.timeout)
+            answer = self._ask(child, request)
+            if "no_room" in answer:
+                raise OutOfResources(f"a labelmap cannot be written to disk: {answer['no_room']}")
             if "error" in answer:
                 raise ModelFailed(f"model {self.config.name!r} {answer['error']}; {self.prints} has what it printed")
             return Result(_load(labelmap, self.config.name))
@@ -112,12 +113,20 @@ class ModelProcess:
             array.unlink(missing_ok=True)
             labelmap.unlink(missing_ok=True)
 
+    def _living(self) -> _Child | None:
+        """The child that is kept; none when it has died since its last answer."""
+        if self._child is not None and self._child.process.poll() is not None:
+            self._end()
+        return self._child
+
     def _start(self) -> _Child:
         ours, theirs = socket.socketpair()
         dies, lives = os.pipe()
         command = [sys.executable, "-m", "segnode", "model", msgspec.json.encode(self.config).decode()]
         command += ["--requests-fd", str(theirs.fileno()), "--life-fd", str(dies)]
-        with self.prints.open("ab") as prints:
+        with room_for("what a model prints"):
+            prints = self.prints.open("ab")
+        with prints:
             process = subprocess.Popen(  # noqa: S603  our own program
                 command,
                 stdin=subprocess.DEVNULL,
@@ -134,6 +143,14 @@ class ModelProcess:
             self._end()
             raise ModelFailed(loaded["error"])
         return self._child
+
+    def _ask(self, child: _Child, request: dict[str, Any]) -> dict[str, str]:
+        """The child's answer to a request. Raises ModelFailed."""
+        try:
+            child.requests.sendall(json.dumps(request).encode() + b"\n")
+            return self._await_answer(child, self.config.timeout)
+        except ConnectionError as error:  # it has ended without having read the request
+            raise self._failed(f"ended {_how(child.process.wait())}") from error
 
     def _await_answer(self, child: _Child, timeout: float) -> dict[str, str]:
         """The child's next answer; while it is waited for, its time and memory are watched. Raises ModelFailed."""

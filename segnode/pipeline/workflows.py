@@ -4,8 +4,10 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 (infer, then encode), and one attempt at a delivery. Neither waits: what is to happen later is a row with a due time.
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, ParamSpec, TypeVar
@@ -30,10 +32,13 @@ WORKFLOW_VERSION: Final = "1"
 
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
+# The engine looks into a queue every half second: what it takes out at once bounds how many it can do in a second.
+_TAKEN_AT_ONCE: Final = 8
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
 _PURGE_AT_ONCE: Final = 500
-_ENDED: Final = ["SUCCESS", "ERROR", "CANCELLED"]
+_LOOK_S: Final = 5.0
+_ENDED: Final = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -59,13 +64,15 @@ class Stages:
         return self._stage("encode", job_id, self.encoder.encode)
 
     def deliver(self, job_id: str, destination: str, attempt: int) -> None:
-        """Attempt a delivery, unless that attempt is over."""
+        """Attempt a delivery, unless that attempt is over. Raises OutOfResources."""
         delivery = self.jobs.delivery(job_id, destination)
         if delivery.state != "waiting" or delivery.attempts != attempt:
             return
         with bound_contextvars(job=job_id, destination=destination):
             try:
                 self.deliverer.attempt(delivery)
+            except OutOfResources:
+                raise
             except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
                 _log.exception("delivery broke")
                 self.jobs.refused(delivery, _unforeseen(error), self.clock())
@@ -111,6 +118,7 @@ class Workflows:
 
     def __init__(self, stages: Stages, database_url: str, executor_id: str, poll_s: float) -> None:
         self.stages = stages
+        self._one_at_a_time = threading.Lock()
         DBOS(config=_engine_config(database_url, executor_id))
 
         @_step("infer")
@@ -127,18 +135,23 @@ class Workflows:
 
         @DBOS.workflow(name="make")
         def make(job_id: str) -> None:
-            if infer(job_id):
-                encode(job_id)
+            # One model at a time: two at once would want the memory of two.
+            with self._at_work(), self._one_at_a_time:
+                if infer(job_id):
+                    encode(job_id)
 
         @DBOS.workflow(name="deliver")
         def deliver(job_id: str, destination: str, number: int) -> None:
-            attempt(job_id, destination, number)
+            with self._at_work():
+                attempt(job_id, destination, number)
 
         self._make, self._deliver = make, deliver
         self._asked: frozenset[str] = frozenset()
+        self._working: set[str] = set()
+        self._idle: frozenset[str] = frozenset()
+        self._look_at = time.monotonic() + _LOOK_S
         DBOS.launch()
-        # One model at a time: two at once would want the memory of two.
-        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=1, polling_interval_sec=poll_s)
+        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=_TAKEN_AT_ONCE, polling_interval_sec=poll_s)
         DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=poll_s)
 
     def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
@@ -152,6 +165,35 @@ class Workflows:
             with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(_DELIVER_QUEUE, self._deliver, *deliver[workflow_id])
         self._asked = frozenset((*make, *deliver))
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_S
+            self._forget_lost()
+
+    def _forget_lost(self) -> None:
+        """Forget workflows whose rows still ask for them and that nobody works on: they are begun anew.
+
+        A full disk may take away the engine's record of what it does at any point: a workflow has then ended, or is said
+        to go on and does not. Seen twice in a row it is lost, and not only about to begin or to be recorded.
+        """
+        going_on = ["PENDING", *_ENDED]
+        asked = sorted(self._asked)
+        found = DBOS.list_workflows(workflow_ids=asked, status=going_on, load_input=False, load_output=False) if asked else []
+        idle = frozenset(workflow.workflow_id for workflow in found) - self._working
+        if lost := sorted(idle & self._idle):
+            _log.warning("workflows are lost, and begun anew", workflows=lost)
+            DBOS.delete_workflows(lost)
+            self._asked -= set(lost)
+        self._idle = idle - set(lost)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Work on the workflow of this thread."""
+        workflow_id = DBOS.workflow_id or ""
+        self._working.add(workflow_id)
+        try:
+            yield
+        finally:
+            self._working.discard(workflow_id)
 
     def purge(self, ended_before: float) -> None:
         """Delete the engine's records of workflows that ended before then; what is owed is in our rows."""

@@ -1,29 +1,33 @@
 """SQLite databases that lose nothing: write-ahead log, full synchronisation, writers in turn."""
 
+import errno
 import fcntl
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, ExceptionContext, create_engine, event
 
-from segnode.errors import Trouble
+from segnode.errors import OutOfResources, Trouble
 
 _BUSY_TIMEOUT_S: Final = 30
 _READS: Final = "segnode_reads"
+# A full disk has several faces; a database that stays locked is no room either.
+_NO_ROOM: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
 
 
 def open_database(path: Path) -> Engine:
     """An engine on the SQLite file, made where there is none.
 
     Transactions take the write lock at their start (BEGIN IMMEDIATE), so that two writers wait for each other instead
-    of failing; `reading(engine)` takes no lock.
+    of failing; `reading(engine)` takes no lock. What the disk does not take is raised as OutOfResources.
     """
     _use_write_ahead_log(path)
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
+    event.listen(engine, "handle_error", _on_error, retval=True)
     return engine
 
 
@@ -57,6 +61,17 @@ def require_sound(path: Path) -> None:
         raise Trouble(f"{path}: {problem}: stop the node, keep a copy of its data folder, and restore it from a backup")
 
 
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, is a disk that takes no more."""
+    while error is not None:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or code in _NO_ROOM or isinstance(error, OutOfResources):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _use_write_ahead_log(path: Path) -> None:
     """Put a database into write-ahead mode, which it keeps. SQLite does not wait for others while it changes: we do."""
     with path.with_name(f"{path.name}.lock").open("w") as lock, closing(sqlite3.connect(path)) as connection:
@@ -74,3 +89,9 @@ def _on_connect(connection: Any, _record: Any) -> None:
 def _on_begin(connection: Any) -> None:
     if not connection.get_execution_options().get(_READS):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _on_error(context: ExceptionContext) -> OutOfResources | None:
+    """A full disk is no room, whatever was being written; every other error stays what it is."""
+    error = context.original_exception
+    return OutOfResources(f"a row cannot be written: {error}") if is_no_room(error) else None

@@ -1,7 +1,6 @@
 """The index: one row for each study, series and instance that is held; columns are called as DICOM calls them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal
@@ -27,11 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy import Index as DatabaseIndex
 from sqlalchemy.dialects.sqlite import Insert, insert
-from sqlalchemy.exc import OperationalError
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.header import Header
-from segnode.errors import OutOfResources
 from segnode.store.database import reading
 from segnode.store.leases import Lease, lease_ids
 
@@ -173,7 +170,7 @@ class Index:
             "received_at": now,
             **_pick(header, INSTANCE_ATTRIBUTES),
         }
-        with _room(), self._writer.begin() as connection:
+        with self._writer.begin() as connection:
             if connection.execute(_row_of(header.sop_instance_uid)).first() is None:
                 connection.execute(insert(_study).values(study).on_conflict_do_nothing())
                 connection.execute(insert(_series).values(series).on_conflict_do_nothing())
@@ -342,15 +339,6 @@ def _batched(values: Iterable[str], size: int) -> Iterator[list[str]]:
     remaining = iter(values)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """A full disk or a database that stays locked is no room."""
-    try:
-        yield
-    except OperationalError as error:
-        raise OutOfResources(f"the row of an object cannot be written: {error.orig}") from error
 
 
 def _instance_rows() -> Select[Any]:

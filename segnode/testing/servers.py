@@ -107,11 +107,20 @@ def launch_orthanc(folder: Path, **settings: Any) -> Iterator[Server]:
         **settings,
     }
     (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with relaunch_orthanc(folder, program) as server:
+        yield server
+
+
+@contextmanager
+def relaunch_orthanc(folder: Path, program: str) -> Iterator[Server]:
+    """An Orthanc that may not serve yet, on the configuration and storage that an earlier one left in a folder."""
+    configuration = json.loads((folder / "orthanc.json").read_text())
+    dicom_port, http_port = configuration["DicomPort"], configuration["HttpPort"]
     log = folder / "orthanc.log"
     # Without TCP_NODELAY Debian's Orthanc and DCMTK wait 40 ms in every C-STORE.
     with _process([program, str(folder / "orthanc.json")], log, {"TCP_NODELAY": "1"}) as process:
         serves = lambda: _answers(f"http://127.0.0.1:{http_port}/system")  # noqa: E731
-        yield Server(process, log, "ORTHANC", dicom_port, http_port, serves)
+        yield Server(process, log, configuration["DicomAet"], dicom_port, http_port, serves)
 
 
 @contextmanager
@@ -130,7 +139,7 @@ def segnode(
 @contextmanager
 def restarted_segnode(folder: Path) -> Iterator[Server]:
     """A serving node on the configuration and data that an earlier one left in a folder. Raises ServerFailed."""
-    with _launch_segnode(folder) as server:
+    with relaunch_segnode(folder) as server:
         server.await_ready()
         yield server
 
@@ -145,12 +154,13 @@ def launch_segnode(
     node = f'[node]\nae_title = "{ae_title}"\ndicom = "127.0.0.1:{dicom_port}"\nhttp = "127.0.0.1:{http_port}"\n'
     node += "".join(f"{key} = {value}\n" for key, value in settings.items())
     (folder / "segnode.toml").write_text(f"{tables}\n{node}")
-    with _launch_segnode(folder, roles) as server:
+    with relaunch_segnode(folder, roles) as server:
         yield server
 
 
 @contextmanager
-def _launch_segnode(folder: Path, roles: Sequence[Role] = ROLES) -> Iterator[Server]:
+def relaunch_segnode(folder: Path, roles: Sequence[Role] = ROLES) -> Iterator[Server]:
+    """A node that may not serve yet, on the configuration and data that an earlier one left in a folder."""
     config = read_config(folder / "segnode.toml")
     log = folder / "segnode.log"
     offset = log.stat().st_size if log.exists() else 0

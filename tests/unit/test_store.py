@@ -87,6 +87,18 @@ def test_disk_that_takes_nothing_is_out_of_resources(tmp_path: Path) -> None:
         objects.spool()
 
 
+def test_full_disk_under_the_rows_is_no_room(tmp_path: Path) -> None:
+    """A row that the disk does not take is said as no room, which whoever writes it may try again; so is a commit."""
+    engine = open_database(tmp_path / "pipeline.sqlite")
+    jobs = Jobs(engine)
+    with engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OutOfResources, match="full"):
+        jobs.decide(Decision("j", "1.3", "content" * 10000, "rule", "m", "1"), 0.0)
+    assert jobs.all() == []
+
+
 def test_same_uid_again_changes_nothing(index: Index) -> None:
     """A second object of a held UID returns the first, and its series is not touched."""
     assert add(index, "1.1", 5.0, "first") == "first"

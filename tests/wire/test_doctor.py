@@ -21,8 +21,9 @@ from segnode.errors import DeliveryDeferred
 from segnode.seg import pixels
 from segnode.store import filesystem
 from segnode.testing.phantom import Phantom
+from segnode.testing.processes import is_alive
 from segnode.testing.servers import Server, free_port, node_config, segnode
-from tests.wire.test_serve import alive, run
+from tests.wire.test_serve import run
 
 NO_MODELS = "models = []\nrules = []\n"
 LOADED = """
@@ -82,7 +83,7 @@ def test_all_is_well_before_the_first_start(tmp_path: Path) -> None:
         "labels of m",
         "model m",
     ]
-    assert not any(map(alive, map(int, (tmp_path / "pids").read_text().split())))
+    assert not any(map(is_alive, map(int, (tmp_path / "pids").read_text().split())))
     assert {path.name for path in tmp_path.rglob("*")} == {"loaded.py", "segnode.toml", "pids", "tmp"}
 
 

@@ -12,9 +12,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
 from segnode.testing.part10 import encode_part10
+from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, segnode, until
 from tests.conftest import installed
-from tests.wire.test_serve import descendants, post_of
 from tests.wire.test_storage import held, small, stow
 
 CALLS = "fsync,fdatasync,rename,sendto,sendmsg,write,writev"

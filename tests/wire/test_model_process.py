@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 from segnode.config import ModelConfig
 from segnode.dicom.volume import Volume
 from segnode.errors import ConfigError, ModelFailed
+from segnode.models import threshold
+from segnode.models.child import _segment
 from segnode.models.process import ModelProcess
+from segnode.testing.processes import is_alive
 from segnode.testing.servers import until
 
 MODULE = """
@@ -81,14 +85,6 @@ def process(folder: Path, request: pytest.FixtureRequest) -> Iterator[ModelProce
     model.close()
 
 
-def alive(number: int) -> bool:
-    """Whether a process runs."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.parametrize("process", [config("good")], indirect=True)
 def test_process_stays_warm(process: ModelProcess, volume: Volume, folder: Path) -> None:
     """The same process answers again; what it prints goes to its file, and no array is left."""
@@ -130,7 +126,38 @@ def test_bad_model_is_a_failed_job_that_says_which(process: ModelProcess, volume
     assert [path.name for path in (folder / "work").iterdir()] == ["prints.log"]
     if process.config.name == "hangs":
         left = [int(number) for number in (folder / "marker").read_text().split()]
-        until(lambda: not any(map(alive, left)))
+        until(lambda: not any(map(is_alive, left)))
+
+
+@pytest.mark.parametrize("process", [config("good")], indirect=True)
+def test_model_that_dies_while_nobody_asks_is_started_again(process: ModelProcess, volume: Volume) -> None:
+    """A process that is killed between two volumes is no failure of the second."""
+    process(volume)
+    os.killpg(process._child.process.pid, signal.SIGKILL)
+    until(lambda: not is_alive(process._child.process.pid))
+    assert process(volume).labelmap.max() > 0
+
+
+@pytest.mark.parametrize("process", [config("good")], indirect=True)
+def test_model_that_dies_before_it_reads_is_named(process: ModelProcess, volume: Volume) -> None:
+    """A process that is killed with a request unread fails that volume, and the next gets another process."""
+    process(volume)
+    child = process._child.process
+    os.kill(child.pid, signal.SIGSTOP)
+    killer = threading.Timer(0.5, child.kill)
+    killer.start()
+    with pytest.raises(ModelFailed, match="ended by SIGKILL"):
+        process(volume)
+    assert process(volume).labelmap.max() > 0
+
+
+def test_labelmap_without_room_is_not_the_model_s_failure(tmp_path: Path) -> None:
+    """A full disk under the labelmap is said as no room."""
+    np.save(tmp_path / "array.npy", np.zeros((1, 2, 2), np.float32))
+    (tmp_path / "labelmap.npy").symlink_to("/dev/full")
+    request = {"array": tmp_path / "array.npy", "labelmap": tmp_path / "labelmap.npy", "affine": np.eye(4).tolist()}
+    answer = _segment(threshold.segment, {**request, "series": {}, "sop_instance_uids": ["1.1"]})
+    assert list(answer) == ["no_room"]
 
 
 @pytest.mark.parametrize("run", ["python:no_such_module", "python:models_of_a_test:no_such_function"])
@@ -158,6 +185,6 @@ def test_nothing_outlives_a_worker_that_is_killed(folder: Path) -> None:
         marker = folder / "marker"
         until(lambda: marker.exists() and marker.read_text().endswith("\n"))
         running = [int(number) for number in marker.read_text().split()]
-        assert all(map(alive, running))
+        assert all(map(is_alive, running))
         os.kill(process.pid, signal.SIGKILL)
-    until(lambda: not any(map(alive, running)))
+    until(lambda: not any(map(is_alive, running)))

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from segnode.dimse.scu import send_files
 from segnode.errors import DeliveryFailed
 from segnode.node import open_jobs
 from segnode.testing.phantom import Phantom
+from segnode.testing.processes import are_gone, descendants, listens, post_of
 from segnode.testing.servers import (
     Server,
     await_jobs,
@@ -52,33 +52,9 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=60, **options)
 
 
-def descendants(process: int) -> set[int]:
-    """The processes under a process."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    rows = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    found = {process}
-    for _ in rows:
-        found |= {pid for pid, parent in rows if parent in found}
-    return found - {process}
-
-
-def alive(process: int) -> bool:
-    """Whether a process runs; one that is dead and not reaped does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def await_gone(processes: set[int], ports: tuple[int, ...]) -> None:
     """Wait until these processes have ended and nothing listens on the ports."""
-    until(lambda: not any(map(alive, processes)) and not any(map(listens, ports)))
-
-
-def listens(port: int) -> bool:
-    """Whether something listens on a port of loopback."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    until(lambda: are_gone(processes, ports))
 
 
 def test_wrong_configuration_stops_the_start(tmp_path: Path) -> None:
@@ -148,12 +124,6 @@ def test_nothing_outlives_the_node(tmp_path: Path, number: signal.Signals) -> No
         code = node.process.wait(10)
         await_gone(children, (node.dicom_port, node.http_port))
     assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-
-
-def post_of(process: int) -> str:
-    """The post of a process of a node, for example dimse-1; nothing for another process."""
-    words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
-    return "-".join(words[words.index("role") + 1 :][:2]) if "role" in words else ""
 
 
 def events(node: Server, name: str) -> list[dict]:
