@@ -5,6 +5,7 @@ pylibjpeg-openjpeg 2.6 is not used: its encoder ends the process when two thread
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 
 from segnode.seg.codecs.frame import Frame, FrameShape, FrameToEncode, decoding, empty_frame, require_declared
 from segnode.seg.codecs.jpeg_2000_header import read_header
@@ -12,10 +13,24 @@ from segnode.seg.codecs.jpeg_2000_header import read_header
 
 def encode(frame: FrameToEncode) -> bytes:
     """One reversible codestream of a (rows, columns) frame of 1, 8 or 16 bits, unsigned, of that precision."""
-    pixels = np.ascontiguousarray(frame)
-    bits = 1 if pixels.dtype == np.bool_ else pixels.dtype.itemsize * 8
-    pixels = pixels.view(np.uint8) if bits == 1 else pixels
-    return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", bitspersample=bits, reversible=True, mct=False))
+    if frame.dtype == np.bool_:
+        # Wavelets make a frame of 1 bit larger, and OpenJPEG ends with an error where it outgrows its buffer.
+        return _encode(frame.view(np.uint8), bits=1, resolutions=1)
+    return _encode(frame, bits=frame.dtype.itemsize * 8, resolutions=6)
+
+
+def _encode(frame: npt.NDArray[np.unsignedinteger], bits: int, resolutions: int) -> bytes:
+    return bytes(
+        imagecodecs.jpeg2k_encode(
+            np.ascontiguousarray(frame),
+            level=0,
+            codecformat="j2k",
+            bitspersample=bits,
+            resolutions=resolutions,
+            reversible=True,
+            mct=False,
+        )
+    )
 
 
 def decode(data: bytes, shape: FrameShape) -> Frame:

@@ -9,6 +9,7 @@ from segnode.seg.codecs.frame import Frame, FrameShape, decoding, empty_frame, r
 from segnode.seg.codecs.jpeg_header import read_header
 
 _SOF3: Final = 0xC3
+_END: Final = b"\xff\xd9"
 
 
 def decode(data: bytes, shape: FrameShape) -> Frame:
@@ -18,5 +19,8 @@ def decode(data: bytes, shape: FrameShape) -> Frame:
         if marker != _SOF3:
             raise UnreadablePixels("its frame header is not that of lossless JPEG")
         require_declared(declared, shape)
+        # Where the data end before it, libjpeg-turbo makes up the rest of the frame.
+        if not data.rstrip(b"\0").endswith(_END):
+            raise UnreadablePixels("it has no end")
         frame: Frame = imagecodecs.jpeg8_decode(data, out=empty_frame(declared))
         return frame.astype(shape.dtype, copy=False)
