@@ -29,11 +29,12 @@ from segnode.store.leases import LEASE_S, new_lease
 from segnode.store.objects import SHELVES
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import write_ct
+from segnode.testing.processes import descendants, is_alive, post_of
 from segnode.testing.servers import Server, await_jobs, node_config, restarted_segnode, segnode, until
 from tests.conftest import installed
 from tests.wire.test_durability import by_c_store, by_stow
 from tests.wire.test_first_path import all_label_maps
-from tests.wire.test_serve import SLOW_MODEL, alive, await_gone, descendants, events, post_of
+from tests.wire.test_serve import SLOW_MODEL, await_gone, events
 from tests.wire.test_storage import small, stow
 
 BUSY_MODEL = """
@@ -265,7 +266,7 @@ def test_worker_killed_while_the_model_runs(tmp_path: Path, archive: Server, slo
         (before,) = open_jobs(node_config(node)).all()
         assert before.state == "inferring"
         await_starts(node, kill_role(node, "worker"))
-        until(lambda: not alive(int(slow_model.read_text())))
+        until(lambda: not is_alive(int(slow_model.read_text())))
         (job,) = await_jobs(node_config(node))
         assert job.id == before.id
         require_one_seg(job, archive, tmp_path)

@@ -15,8 +15,9 @@ from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
 from segnode.node import open_jobs
 from segnode.testing.phantom import write_ct
+from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, free_port, node_config, restarted_segnode, segnode, until
-from tests.wire.test_serve import await_gone, descendants, post_of
+from tests.wire.test_serve import await_gone
 from tests.wire.test_storage import stow
 
 WARM_UP, SERIES, CYCLES = 60, 500, 50

@@ -25,8 +25,9 @@ from segnode.dimse.scu import send_files
 from segnode.node import open_index, open_jobs
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
+from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, await_jobs, free_port, launch_segnode, node_config, segnode, until
-from tests.wire.test_serve import await_gone, command, descendants, events, post_of
+from tests.wire.test_serve import await_gone, command, events
 from tests.wire.test_storage import small, stow
 
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
