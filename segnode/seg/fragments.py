@@ -62,12 +62,11 @@ def _starts(fragments: Sequence[tuple[int, memoryview]], table: memoryview, numb
 
 
 def encapsulated(frames: Sequence[bytes]) -> bytes:
-    """The value of PixelData: a fragment a frame, each of even length.
+    """The value of PixelData: a fragment a frame, each of even length, without the sequence delimiter.
 
-    The basic offset table is empty where its 32 bits do not reach the last frame.
+    That is written with the element. The basic offset table is empty where its 32 bits do not reach the last frame.
     """
     padded = [frame + b"\0" * (len(frame) % 2) for frame in frames]
     offsets = [0, *accumulate(len(frame) + _HEADER.size for frame in padded)][:-1]
     table = struct.pack(f"<{len(offsets)}I", *offsets) if offsets and offsets[-1] < 1 << 32 else b""
-    parts = [part for item in (table, *padded) for part in (_HEADER.pack(0xFFFE, _ITEM, len(item)), item)]
-    return b"".join((*parts, _HEADER.pack(0xFFFE, _DELIMITER, 0)))
+    return b"".join(part for item in (table, *padded) for part in (_HEADER.pack(0xFFFE, _ITEM, len(item)), item))

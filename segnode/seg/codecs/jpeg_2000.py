@@ -5,7 +5,6 @@ pylibjpeg-openjpeg 2.6 is not used: its encoder ends the process when two thread
 
 import imagecodecs
 import numpy as np
-import numpy.typing as npt
 
 from segnode.seg.codecs.frame import Frame, FrameShape, FrameToEncode, decoding, empty_frame, require_declared
 from segnode.seg.codecs.jpeg_2000_header import read_header
@@ -19,7 +18,7 @@ def encode(frame: FrameToEncode) -> bytes:
     return _encode(frame, bits=frame.dtype.itemsize * 8, resolutions=6)
 
 
-def _encode(frame: npt.NDArray[np.unsignedinteger], bits: int, resolutions: int) -> bytes:
+def _encode(frame: FrameToEncode, bits: int, resolutions: int) -> bytes:
     return bytes(
         imagecodecs.jpeg2k_encode(
             np.ascontiguousarray(frame),

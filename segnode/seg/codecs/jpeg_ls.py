@@ -20,7 +20,9 @@ _SOF55: Final = 0xF7
 
 def encode(frame: FrameToEncode) -> bytes:
     """One lossless codestream of a (rows, columns) frame of 8 or 16 bits, of that precision; JPEG-LS has none of 1 bit."""
-    stream = bytes(imagecodecs.jpegls_encode(np.ascontiguousarray(frame), level=0))
+    # imagecodecs' own buffer is too small for some frames of noise.
+    room = 2 * frame.nbytes + 1024
+    stream = bytes(imagecodecs.jpegls_encode(np.ascontiguousarray(frame), level=0, out=room))
     # A SPIFF header (ISO 14495-1 Annex F) is no part of what PS3.5 puts into a fragment.
     return stream[_SPIFF_LENGTH:] if stream.startswith(_SPIFF) else stream
 
