@@ -152,7 +152,7 @@ def by_source_frames(segmentation: Segmentation, sop_instance_uid: str, frame_nu
 
 
 def by_dimension_index_values(segmentation: Segmentation, values: Sequence[Sequence[int]]) -> Planes:
-    """Planes that follow dimension index values, in the order of DimensionIndexSequence without the segment's. Raises NotFound."""
+    """Planes that follow values for each item of DimensionIndexSequence but the segment's. Raises NotFound."""
     pointers = [int(item.get("DimensionIndexPointer", 0)) for item in segmentation.header.get("DimensionIndexSequence") or ()]
     kept = [place for place, pointer in enumerate(pointers) if pointer != 0x0062000B]
     keys = [
@@ -227,7 +227,7 @@ def _labels_of_frames(
 def _require_described(frames: Labelmap, segmentation: Segmentation) -> None:
     """A value that nothing describes must not vanish (PS3.3 C.8.20.2.3)."""
     present = np.flatnonzero(np.bincount(frames.reshape(-1), minlength=1))
-    unknown = [int(v) for v in present if int(v) not in segmentation.segment and v != segmentation.padding_value and v != 0]
+    unknown = [int(v) for v in present if int(v) not in segmentation.segment and v not in (segmentation.padding_value, 0)]
     if unknown:
         raise NotFound(f"PixelData holds values that SegmentSequence does not describe: {unknown[:10]}")
 

@@ -71,34 +71,27 @@ def describe_overlaps(counts: Mapping[tuple[int, int], int]) -> str:
 
 def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int], out: Labelmap) -> bool:
     """Whether segments overlap there; if so `out` is not complete."""
-    if not of_plane:
-        return False
-    size = -(-out.size // 8)
-    bits_of_number: dict[int, Packed] = {}
-    covered = np.zeros(size, np.uint8)
     segments: dict[int, Packed] = {}
     for frame in of_plane:
         packed, number = frames.packed(frame), number_of_frame[frame]
-        if number in segments:  # two frames of one segment in one place add up
-            segments[number] = segments[number] | packed
-        else:
-            segments[number] = packed
-    for number, packed in segments.items():
+        # Two frames of one segment in one place add up.
+        segments[number] = segments[number] | packed if number in segments else packed
+    covered = np.zeros(-(-out.size // 8), np.uint8)
+    for packed in segments.values():
         if (covered & packed).any():
             return True
-        np.bitwise_or(covered, packed, out=covered)
+        covered |= packed
+    flat = out.reshape(-1)
+    for bit, packed in _bit_planes(segments).items():
+        flat |= np.unpackbits(packed, count=flat.size, bitorder="little").astype(flat.dtype, copy=False) << flat.dtype.type(bit)
+    return False
+
+
+def _bit_planes(segments: Mapping[int, Packed]) -> Mapping[int, Packed]:
+    """For each binary digit of the numbers, where it is 1."""
+    planes: dict[int, Packed] = {}
+    for number, packed in segments.items():
         for bit in range(number.bit_length()):
             if number >> bit & 1:
-                if bit in bits_of_number:
-                    np.bitwise_or(bits_of_number[bit], packed, out=bits_of_number[bit])
-                else:
-                    bits_of_number[bit] = packed.copy()
-    flat = out.reshape(-1)
-    for bit, packed in bits_of_number.items():
-        plane = np.unpackbits(packed, count=flat.size, bitorder="little")
-        if bit >= 8:
-            flat |= plane.astype(flat.dtype) << np.array(bit, flat.dtype)
-        else:
-            np.left_shift(plane, bit, out=plane)
-            flat |= plane
-    return False
+                planes[bit] = planes[bit] | packed if bit in planes else packed
+    return planes

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from segnode.dicom.geometry import Vector
 from segnode.errors import NotAVolume
@@ -121,7 +120,7 @@ def _planes_by_distance(positions: Vector, normal: Vector) -> Planes:
 def _planes_by_key(keys: "list[tuple[object, ...]]", *, in_order: bool) -> Planes:
     distinct = list(dict.fromkeys(keys))
     if in_order:
-        distinct.sort(key=repr if any(not isinstance(part, int) for key in distinct for part in key) else None)  # type: ignore[arg-type, type-var]
+        distinct.sort(key=repr if any(not isinstance(part, int) for key in distinct for part in key) else None)
     place = {key: number for number, key in enumerate(distinct)}
     of_frame = np.array([place[key] for key in keys], np.int64)
     _, first = np.unique(of_frame, return_index=True)

@@ -16,7 +16,7 @@ from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
-from segnode.seg.pixels import Frames
+from segnode.seg.pixels import read_frames
 from segnode.seg.segmentation import DescribedSegment, Segmentation, SegmentationType
 
 SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -53,16 +53,19 @@ def read_segmentation(data: Buffer) -> Segmentation:
     found = {element.tag: element for element in elements(data, start, len(data), encoding)}
     header = _read_header(data, start, found, encoding)
     kind = _require_segmentation(header)
-    shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), _positive(header, "BitsAllocated"))
-    if shape.bits not in _BITS[kind]:
-        raise NotASegmentation(f"BitsAllocated is {shape.bits}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2)")
+    bits = _positive(header, "BitsAllocated")
+    if bits not in _BITS[kind]:
+        raise NotASegmentation(f"BitsAllocated is {bits}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2)")
+    shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), bits)
     count = _positive(header, "NumberOfFrames")
     segments = _read_segments(header)
     table = _read_table(data, found, header, encoding, count, segments)
     if PIXEL_DATA not in found:
         raise UnreadablePixels("PixelData is missing")
     pixels = found[PIXEL_DATA]
-    frames = Frames(data[pixels.start : pixels.end], syntax, shape, count)
+    vr = "" if encoding.implicit_vr else str(data[pixels.begin + 4 : pixels.begin + 6], "latin-1")
+    value = memoryview(data)[pixels.start : pixels.end]
+    frames = read_frames(value, syntax, shape, count, vr)
     return Segmentation(header, syntax, kind, segments, frames, table)
 
 
@@ -126,7 +129,7 @@ def _require_segmentation(header: Dataset) -> SegmentationType:
 def _positive(header: Dataset, keyword: str) -> int:
     value = header.get(keyword)
     try:
-        number = int(value)  # type: ignore[arg-type]  # what is no number is an error here
+        number = int(value)
     except (TypeError, ValueError) as error:
         raise NotASegmentation(f"{keyword} is missing or not a number") from error
     if number < 1:
