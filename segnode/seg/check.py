@@ -77,7 +77,7 @@ def check_attributes(dataset: Dataset) -> tuple[Finding, ...]:
     for rule in _RULES:
         found.extend(rule(dataset))
     described = frozenset(_segment_numbers(dataset))
-    found.extend(walk(dataset, "", skip=frozenset({PER_FRAME, SHARED, "PixelData"})))
+    found.extend(walk(dataset, skip=frozenset({PER_FRAME, SHARED, "PixelData"})))
     found.extend(check_frames(dataset, described))
     return _merged(found)
 

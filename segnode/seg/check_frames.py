@@ -6,17 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
 from segnode.seg.finding import (
     UNREADABLE,
     Finding,
+    Known,
     elements,
     error,
     has,
     items,
+    keyword_of,
     number,
     numbers,
     text,
@@ -65,6 +67,7 @@ class _Frames:
     segments: list[tuple[Any, ...]] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
     macros: dict[tuple[BaseTag, bytes], _Macro] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
 
 
 def check_frames(dataset: Dataset, described: frozenset[int]) -> Iterator[Finding]:
@@ -85,7 +88,7 @@ def check_frames(dataset: Dataset, described: frozenset[int]) -> Iterator[Findin
     for keyword in (_CONTENT, _IDENTIFICATION):
         if keyword in in_all and (keyword == _CONTENT or kind == "LABELMAP"):
             yield error(f"{SHARED}[0].{keyword}", "PS3.3 A.51.5", "may not be shared: what it says is of one frame")
-    found = _Frames(sources=common.sources, macros=common.macros)
+    found = _Frames(sources=common.sources, macros=common.macros, known=common.known)
     for index, item in enumerate(per_frame):
         yield from _groups(item, f"{PER_FRAME}[{index}].", found)
     if common.places and common.places[0]:
@@ -103,13 +106,13 @@ def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
     """Read the functional groups of one item, each content once."""
     says: dict[str, tuple[Any, ...]] = {}
     for tag, element in elements(item):
-        keyword = dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
+        keyword = keyword_of(tag)
         if not keyword:
             continue
         raw = element.value if isinstance(element, RawDataElement) else None
         macro = found.macros.get((tag, raw)) if isinstance(raw, bytes) else None
         if macro is None:
-            macro = _macro(item, tag, keyword)
+            macro = _macro(item, tag, keyword, found.known)
             if isinstance(raw, bytes):
                 found.macros[tag, raw] = macro
             if keyword == _DERIVATION:
@@ -123,13 +126,13 @@ def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
     found.segments.append(says.get(_IDENTIFICATION, ()))
 
 
-def _macro(group: Dataset, tag: BaseTag, keyword: str) -> _Macro:
+def _macro(group: Dataset, tag: BaseTag, keyword: str, known: Known) -> _Macro:
     alone, read, sequence = Dataset(), _READERS.get(keyword), items(group, keyword)
     try:
         alone[tag] = group[tag]
     except UNREADABLE:
         return _Macro((), (error(keyword, "PS3.5 7.5", "cannot be read as a sequence of items; write it anew"),))
-    findings = list(walk(alone, ""))
+    findings = list(walk(alone, known=known))
     if read is None:
         return _Macro((), tuple(findings))
     if len(sequence) != 1 and keyword != _DERIVATION:
@@ -311,12 +314,12 @@ def _pointer(dimension: Dataset, path: str, groups: Sequence[Dataset]) -> Iterat
     pointer, group = (number(dimension, keyword) for keyword in ("DimensionIndexPointer", "FunctionalGroupPointer"))
     if pointer is None:
         return
-    name = dictionary_keyword(pointer) if dictionary_has_tag(pointer) else f"{pointer:08X}"
+    name = keyword_of(pointer) or f"{pointer:08X}"
     if group is None:
         if not any(pointer in item for item in groups):
             yield error(f"{path}FunctionalGroupPointer", clause, f"does not say which functional group {name} is in")
         return
-    sequence = dictionary_keyword(group) if dictionary_has_tag(group) else ""
+    sequence = keyword_of(group)
     found = [item for group_item in groups for item in items(group_item, sequence)] if sequence else []
     if not any(pointer in item for item in found):
         what = f"points to {name} in {sequence or 'no sequence'}, which the frames do not have"
@@ -347,7 +350,7 @@ def _order(dimensions: Sequence[Dataset], found: _Frames) -> Iterator[Finding]:
 def _places(dataset: Dataset, found: _Frames) -> Iterator[Finding]:
     """Frames of a LABELMAP in one place would overlap."""
     pointers = [number(dimension, "DimensionIndexPointer") or 0 for dimension in items(dataset, "DimensionIndexSequence")]
-    names = [dictionary_keyword(pointer) if dictionary_has_tag(pointer) else "" for pointer in pointers]
+    names = [keyword_of(pointer) for pointer in pointers]
     seen: dict[Any, int] = {}
     for index, (values, place) in enumerate(zip(found.indices, found.places, strict=True)):
         others = tuple(value for value, name in zip(values, names, strict=False) if name not in _PLACES)

@@ -3,7 +3,8 @@
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final, Literal
 
 from pydicom import DataElement, Dataset
@@ -55,13 +56,33 @@ def warning(attribute: str, clause: str, message: str) -> Finding:
     return Finding("warning", attribute, clause, message)
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def value_of(item: Dataset, keyword: str) -> Any:
     """The value of an attribute; None where it is absent, empty or cannot be read."""
+    tag = _tag(keyword)
     try:
-        value = item[keyword].value
+        element: Any = item.get_item(tag)
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            vr = element.VR or dictionary_VR(tag)
+            value = _plain(element.value) if vr in _PLAIN else item[tag].value
+        else:
+            value = None if element is None else item[tag].value
         return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
     except UNREADABLE:
         return None
+
+
+# Text without a character set: read here, as a SEG has tens of thousands of UIDs and pydicom takes its time for each.
+_PLAIN: Final = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"})
+
+
+def _plain(value: bytes) -> str | tuple[str, ...]:
+    parts = tuple(part.strip(" ") for part in value.decode("latin-1").rstrip(" \0").split("\\"))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def values_of(item: Dataset, keyword: str) -> tuple[Any, ...]:
@@ -102,27 +123,53 @@ def items(item: Dataset, keyword: str) -> Sequence[Dataset]:
 
 def elements(item: Dataset) -> Iterator[tuple[BaseTag, DataElement | RawDataElement]]:
     """The standard elements of an item as they came: those that nobody has read are raw."""
-    for tag in sorted(item.keys()):
-        if not tag.is_private and tag.element:
+    for tag in sorted(item.keys(), key=int):
+        if not tag >> 16 & 1 and tag & 0xFFFF:  # neither private nor the length of a group
             found = item.get_item(tag)
             if found is not None:
                 yield tag, found
 
 
-def walk(item: Dataset, path: str, skip: frozenset[str] = frozenset(), depth: int = 0) -> Iterator[Finding]:
-    """What is wrong with the elements of an item and of the items below it, whatever they mean (PS3.5 6.2, PS3.3 8.8)."""
+def walk(item: Dataset, skip: frozenset[str] = frozenset(), known: "Known | None" = None, depth: int = 0) -> Iterator[Finding]:
+    """What is wrong with the elements of an item and of the items below it, whatever they mean (PS3.5 6.2, PS3.3 8.8).
+
+    `known` keeps what was found in sequences of equal bytes: codes above all are written again and again.
+    """
+    known = {} if known is None else known
     for tag, element in elements(item):
-        keyword = dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
+        keyword = keyword_of(tag)
         if not keyword or keyword in skip:
             continue
-        here = f"{path}{keyword}"
-        yield from _element(item, tag, element, here)
-        if dictionary_VR(tag) != "SQ" or depth > _DEEPEST:
+        if dictionary_VR(tag) != "SQ":
+            yield from _element(item, tag, element, keyword)
             continue
-        for index, below in enumerate(items(item, keyword)):
-            if keyword.endswith("CodeSequence") or keyword in _ANATOMY:
-                yield from _code(below, f"{here}[{index}]")
-            yield from walk(below, f"{here}[{index}].", depth=depth + 1)
+        raw = element.value if isinstance(element, RawDataElement) else None
+        found = known.get((tag, raw)) if isinstance(raw, bytes) else None
+        if found is None:
+            found = (*_element(item, tag, element, keyword), *_below(item, keyword, known, depth))
+            if isinstance(raw, bytes):
+                known[tag, raw] = found
+        yield from found
+
+
+Known = dict[tuple[BaseTag, bytes], tuple[Finding, ...]]
+
+
+def _below(item: Dataset, keyword: str, known: Known, depth: int) -> Iterator[Finding]:
+    if depth > _DEEPEST:
+        return
+    for index, below in enumerate(items(item, keyword)):
+        path = f"{keyword}[{index}]"
+        if keyword.endswith("CodeSequence") or keyword in _ANATOMY:
+            yield from _code(below, path)
+        for finding in walk(below, known=known, depth=depth + 1):
+            yield replace(finding, attribute=f"{path}.{finding.attribute}")
+
+
+@cache
+def keyword_of(tag: int) -> str:
+    """The keyword of an attribute of the standard; empty for any other."""
+    return dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
 
 
 _DEEPEST: Final = 8
@@ -268,7 +315,7 @@ def _texts(element: DataElement | RawDataElement, *, one: bool) -> list[str]:
 
 def has(item: Dataset, keyword: str) -> bool:
     """Whether an attribute is present, with a value or without."""
-    return Tag(keyword) in item
+    return _tag(keyword) in item
 
 
 def quoted(value: object) -> str:
