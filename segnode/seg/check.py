@@ -54,10 +54,9 @@ def read_segmentation(path: Path) -> Dataset:
     try:
         dataset = dcmread(path)
         sop_class_uid = text(dataset, "SOPClassUID")
-    except OSError as failure:
-        raise NotDicom(f"{path} cannot be read ({failure.strerror})") from failure
     except (InvalidDicomError, *UNREADABLE) as failure:
-        raise NotDicom(f"{path} is no DICOM file, or ends in the middle of one") from failure
+        reason = getattr(failure, "strerror", None) or "it is no DICOM file, or ends in the middle of one"
+        raise NotDicom(f"{path} cannot be read: {reason}") from failure
     if sop_class_uid not in SEGMENTATION_CLASSES and text(dataset, "Modality") != "SEG":
         raise NotASegmentation(f"{path} is no SEG: its SOP class is {uid_name(sop_class_uid) or 'not given'}")
     return dataset

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,10 +25,12 @@ UNREADABLE: Final = (
     EOFError,
     LookupError,
     MemoryError,
+    OSError,
     RuntimeError,
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 
 
@@ -65,7 +68,7 @@ def value_of(item: Dataset, keyword: str) -> Any:
     """The value of an attribute; None where it is absent, empty or cannot be read."""
     tag = _tag(keyword)
     try:
-        element: Any = item.get_item(tag)
+        element: Any = item.get_item(tag, keep_deferred=True)
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
             vr = element.VR or dictionary_VR(tag)
             value = _plain(element.value) if vr in _PLAIN else item[tag].value
@@ -125,7 +128,7 @@ def elements(item: Dataset) -> Iterator[tuple[BaseTag, DataElement | RawDataElem
     """The standard elements of an item as they came: those that nobody has read are raw."""
     for tag in sorted(item.keys(), key=int):
         if not tag >> 16 & 1 and tag & 0xFFFF:  # neither private nor the length of a group
-            found = item.get_item(tag)
+            found = item.get_item(tag, keep_deferred=True)
             if found is not None:
                 yield tag, found
 

@@ -52,7 +52,7 @@ REQUIRED: Final = (
         "PS3.3 C.8.20.2",
         (),
         ("ImageType", "InstanceNumber", "LossyImageCompression", "SegmentationType", "SegmentSequence", "ContentLabel"),
-        ("ContentDescription", "ContentCreatorName"),
+        ("ContentDescription",),
     ),
     Required(
         "PS3.3 C.8.20.4",
