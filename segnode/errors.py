@@ -16,7 +16,6 @@ SegnodeError
 ├── OverlappingSegments      segments that share voxels, where each voxel can have one
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
-├── NotASegmentation         a DICOM object that is no SEG, where one is needed
 ├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
 ├── ModelFailed              the model raised, or returned what it must not
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
@@ -102,10 +101,6 @@ class UnreadablePixels(SegnodeError):
 
 class LabelError(SegnodeError):
     """A label dictionary that is wrong, or a labelmap that does not fit it."""
-
-
-class NotASegmentation(SegnodeError):
-    """A DICOM object that is no SEG, where one is needed."""
 
 
 class BadSegmentation(SegnodeError):

@@ -15,6 +15,7 @@ _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _DELIMITERS: Final = (_ITEM_END, _SEQUENCE_END)
 _UNDEFINED: Final = 0xFFFFFFFF
+_BEYOND_ANY: Final = 1 << 32
 _LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
 
@@ -29,12 +30,12 @@ class Element(NamedTuple):
     is_undefined: bool
 
 
-def elements(buffer: Buffer, start: int, end: int, encoding: Encoding) -> Iterator[Element]:
-    """The elements of a data set that lies from start to end; a delimiter ends it as well. Raises NotDicom."""
+def elements(buffer: Buffer, start: int, end: int, encoding: Encoding, stop: int = _BEYOND_ANY) -> Iterator[Element]:
+    """The elements of a data set that lies from start to end; a delimiter, or the tag `stop`, ends it too. Raises NotDicom."""
     place = start
     while place < end:
         tag, value, length = _header(buffer, place, end, encoding)
-        if tag in _DELIMITERS:
+        if tag in _DELIMITERS or tag >= stop:
             return
         if length == _UNDEFINED:
             last, after = _end_of_undefined(buffer, value, end, encoding, may_lack_its_end=tag == PIXEL_DATA)

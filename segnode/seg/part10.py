@@ -3,7 +3,6 @@
 import struct
 import zlib
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Final
 
 from pydicom import Dataset
@@ -71,7 +70,6 @@ def _meta(header: Dataset, codec: Codec) -> bytes:
     meta.TransferSyntaxUID = codec.transfer_syntax_uid
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    file = BytesIO()
-    file.write(b"\0" * 128 + b"DICM")
+    file = DicomBytesIO()
     write_file_meta_info(file, meta, enforce_standard=True)
-    return file.getvalue()
+    return b"\0" * 128 + b"DICM" + file.getvalue()

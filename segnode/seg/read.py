@@ -24,7 +24,9 @@ SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
 _PREAMBLE: Final = 128
 _SHARED: Final = 0x52009229
 _PER_FRAME: Final = 0x52009230
+_META_LENGTH: Final = 0x00020000
 _TRANSFER_SYNTAX: Final = 0x00020010
+_DATA_SET: Final = 0x00030000
 _BITS: Final = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
 # A data set inflates to no more than this: the largest that can be held without harm to its neighbours.
 _LARGEST_INFLATED: Final = 2 << 30
@@ -73,13 +75,16 @@ def _read_meta(data: Buffer) -> tuple[str, int]:
     """The transfer syntax of a Part 10 file, and where its data set begins (PS3.10 7.1)."""
     if bytes(data[_PREAMBLE : _PREAMBLE + 4]) != b"DICM":
         raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
-    syntax, start = "", _PREAMBLE + 4
-    for element in elements(data, start, len(data), Encoding()):
-        if element.tag >> 16 != 2:
-            break
+    syntax, start, end = "", _PREAMBLE + 4, len(data)
+    for element in elements(data, start, end, Encoding(), stop=_DATA_SET):
         start = element.next
+        if element.tag == _META_LENGTH and element.end - element.start == 4:
+            # What follows may be deflated, and look like anything.
+            end = min(end, element.next + int.from_bytes(data[element.start : element.end], "little"))
         if element.tag == _TRANSFER_SYNTAX:
             syntax = str(data[element.start : element.end], "latin-1").strip(" \0")
+        if start >= end:
+            break
     if not syntax:
         raise NotDicom("TransferSyntaxUID is missing in the file meta information")
     return syntax, start

@@ -131,6 +131,15 @@ def test_jpeg_ls_is_read_back(frame: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded.reshape(frame.shape), frame)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_jpeg_ls_writes_what_it_makes_larger(bits: int) -> None:
+    """A frame of noise has a codestream, though a larger one than the frame."""
+    frame = labels(512, 512, bits, 1, noise=True)
+    encoded = jpeg_ls.encode(frame)
+    assert len(encoded) > frame.nbytes
+    np.testing.assert_array_equal(jpeg_ls.decode(encoded, FrameShape(512, 512, bits)), frame)
+
+
 @pytest.mark.parametrize("bits", [1, 8, 16])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (33, 70), (128, 100)])
 def test_jpeg_2000_is_read_back(bits: int, shape: tuple[int, int]) -> None:
