@@ -11,7 +11,6 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.charset import python_encoding
 from pydicom.encaps import generate_fragments, parse_basic_offsets
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, SegmentationStorage
@@ -54,7 +53,7 @@ def read_segmentation(path: Path) -> Dataset:
     try:
         dataset = dcmread(path)
         sop_class_uid = text(dataset, "SOPClassUID")
-    except (InvalidDicomError, *UNREADABLE) as failure:
+    except UNREADABLE as failure:
         reason = getattr(failure, "strerror", None) or "it is no DICOM file, or ends in the middle of one"
         raise NotDicom(f"{path} cannot be read: {reason}") from failure
     if sop_class_uid not in SEGMENTATION_CLASSES and text(dataset, "Modality") != "SEG":
