@@ -276,7 +276,9 @@ def _palette_color(dataset: Dataset) -> Iterator[Finding]:
     for index, segment in enumerate(items(dataset, _SEGMENTS)):
         if has(segment, "RecommendedDisplayCIELabValue"):
             path = f"{_SEGMENTS}[{index}].RecommendedDisplayCIELabValue"
-            yield error(path, "PS3.3 C.8.20.4", "shall not be in a LABELMAP in PALETTE COLOR; the palette has the colours")
+            yield error(
+                path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR; the palette has the colours"
+            )
 
 
 def _segment_numbers(dataset: Dataset) -> list[int]:
@@ -301,8 +303,8 @@ def _numbering(dataset: Dataset, kind: str) -> Iterator[Finding]:
 
 
 def _segments(dataset: Dataset) -> Iterator[Finding]:
-    """What a segment says of itself (PS3.3 C.8.20.4)."""
-    clause, tracked = "PS3.3 C.8.20.4", set[str]()
+    """What a segment says of itself (PS3.3 Table C.8.20-4)."""
+    clause, tracked = "PS3.3 Table C.8.20-4", set[str]()
     for index, segment in enumerate(items(dataset, _SEGMENTS)):
         path = f"{_SEGMENTS}[{index}]."
         algorithm = text(segment, "SegmentAlgorithmType")
