@@ -277,7 +277,7 @@ def _palette_color(dataset: Dataset) -> Iterator[Finding]:
         if has(segment, "RecommendedDisplayCIELabValue"):
             path = f"{_SEGMENTS}[{index}].RecommendedDisplayCIELabValue"
             yield error(
-                path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR; the palette has the colours"
+                path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR: remove it"
             )
 
 

@@ -1,7 +1,8 @@
 """The attributes that the mandatory modules of the Segmentation IOD require (PS3.3 Table A.51-1 and the modules it names).
 
 Taken from highdicom 0.28's tables of PS3.3 (`_standard/module_attribute_map.json`): types 1 and 2 of the modules with usage M;
-a test compares what is outside sequences with them again. What is required on a condition (1C, 2C) is in the rules of `check`; what frames need in `check_frames`.
+a test compares what is outside sequences with them again. What is required on a condition (1C, 2C) is in the rules of
+`check`, what frames need in those of `check_frames`.
 """
 
 from dataclasses import dataclass
