@@ -276,9 +276,7 @@ def _palette_color(dataset: Dataset) -> Iterator[Finding]:
     for index, segment in enumerate(items(dataset, _SEGMENTS)):
         if has(segment, "RecommendedDisplayCIELabValue"):
             path = f"{_SEGMENTS}[{index}].RecommendedDisplayCIELabValue"
-            yield error(
-                path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR: remove it"
-            )
+            yield error(path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR: remove it")
 
 
 def _segment_numbers(dataset: Dataset) -> list[int]:
