@@ -11,7 +11,6 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.charset import python_encoding
 from pydicom.encaps import generate_fragments, parse_basic_offsets
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, SegmentationStorage
@@ -54,7 +53,7 @@ def read_segmentation(path: Path) -> Dataset:
     try:
         dataset = dcmread(path)
         sop_class_uid = text(dataset, "SOPClassUID")
-    except (InvalidDicomError, *UNREADABLE) as failure:
+    except UNREADABLE as failure:
         reason = getattr(failure, "strerror", None) or "it is no DICOM file, or ends in the middle of one"
         raise NotDicom(f"{path} cannot be read: {reason}") from failure
     if sop_class_uid not in SEGMENTATION_CLASSES and text(dataset, "Modality") != "SEG":
@@ -277,7 +276,7 @@ def _palette_color(dataset: Dataset) -> Iterator[Finding]:
     for index, segment in enumerate(items(dataset, _SEGMENTS)):
         if has(segment, "RecommendedDisplayCIELabValue"):
             path = f"{_SEGMENTS}[{index}].RecommendedDisplayCIELabValue"
-            yield error(path, "PS3.3 C.8.20.4", "shall not be in a LABELMAP in PALETTE COLOR; the palette has the colours")
+            yield error(path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR: remove it")
 
 
 def _segment_numbers(dataset: Dataset) -> list[int]:
@@ -302,8 +301,8 @@ def _numbering(dataset: Dataset, kind: str) -> Iterator[Finding]:
 
 
 def _segments(dataset: Dataset) -> Iterator[Finding]:
-    """What a segment says of itself (PS3.3 C.8.20.4)."""
-    clause, tracked = "PS3.3 C.8.20.4", set[str]()
+    """What a segment says of itself (PS3.3 Table C.8.20-4)."""
+    clause, tracked = "PS3.3 Table C.8.20-4", set[str]()
     for index, segment in enumerate(items(dataset, _SEGMENTS)):
         path = f"{_SEGMENTS}[{index}]."
         algorithm = text(segment, "SegmentAlgorithmType")

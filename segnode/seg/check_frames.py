@@ -1,19 +1,19 @@
 """The rules for the frames of a SEG: functional groups and dimensions (PS3.3 C.7.6.16, C.7.6.17, A.51.5)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
 from segnode.seg.finding import (
     UNREADABLE,
     Finding,
     Known,
+    content_of,
     elements,
     error,
     has,
@@ -66,7 +66,7 @@ class _Frames:
     indices: list[tuple[Any, ...]] = field(default_factory=list)
     segments: list[tuple[Any, ...]] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
-    macros: dict[tuple[BaseTag, bytes], _Macro] = field(default_factory=dict)
+    macros: dict[tuple[BaseTag, Hashable], _Macro] = field(default_factory=dict)
     known: Known = field(default_factory=dict)
 
 
@@ -109,12 +109,12 @@ def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
         keyword = keyword_of(tag)
         if not keyword:
             continue
-        raw = element.value if isinstance(element, RawDataElement) else None
-        macro = found.macros.get((tag, raw)) if isinstance(raw, bytes) else None
+        content = content_of(element)
+        macro = found.macros.get((tag, content)) if content is not None else None
         if macro is None:
             macro = _macro(item, tag, keyword, found.known)
-            if isinstance(raw, bytes):
-                found.macros[tag, raw] = macro
+            if content is not None:
+                found.macros[tag, content] = macro
             if keyword == _DERIVATION:
                 found.sources.update(macro.says)
         found.present[keyword] += 1

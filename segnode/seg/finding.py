@@ -3,7 +3,7 @@
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Literal
@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
@@ -22,7 +23,9 @@ Severity = Literal["error", "warning", "note"]
 UNREADABLE: Final = (
     ArithmeticError,
     AttributeError,
+    BytesLengthException,
     EOFError,
+    InvalidDicomError,
     LookupError,
     MemoryError,
     OSError,
@@ -146,16 +149,31 @@ def walk(item: Dataset, skip: frozenset[str] = frozenset(), known: "Known | None
         if dictionary_VR(tag) != "SQ":
             yield from _element(item, tag, element, keyword)
             continue
-        raw = element.value if isinstance(element, RawDataElement) else None
-        found = known.get((tag, raw)) if isinstance(raw, bytes) else None
+        content = content_of(element)
+        found = known.get((tag, content)) if content is not None else None
         if found is None:
             found = (*_element(item, tag, element, keyword), *_below(item, keyword, known, depth))
-            if isinstance(raw, bytes):
-                known[tag, raw] = found
+            if content is not None:
+                known[tag, content] = found
         yield from found
 
 
-Known = dict[tuple[BaseTag, bytes], tuple[Finding, ...]]
+Known = dict[tuple[BaseTag, Hashable], tuple[Finding, ...]]
+
+
+def content_of(element: DataElement | RawDataElement, depth: int = 0) -> Hashable | None:
+    """What tells whether two elements hold the same; None where that is not worth the trouble, as nobody left them raw."""
+    if isinstance(element, RawDataElement):
+        return None if element.value is None else (element.VR, element.value)
+    if depth > _DEEPEST or not isinstance(element.value, Items):
+        return None
+    content = []
+    for item in element.value:
+        below = [(int(tag), content_of(found, depth + 1)) for tag, found in elements(item)]
+        if any(part is None for _, part in below):
+            return None
+        content.append(tuple(below))
+    return tuple(content)
 
 
 def _below(item: Dataset, keyword: str, known: Known, depth: int) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """The attributes that the mandatory modules of the Segmentation IOD require (PS3.3 Table A.51-1 and the modules it names).
 
-Made by hand from the attribute tables of PS3.3 2024e; a test compares it with highdicom's tables of the standard. What is
-required on a condition (1C, 2C) is in the rules of `check`; what frames need in `check_frames`.
+Taken from highdicom 0.28's tables of PS3.3 (`_standard/module_attribute_map.json`): types 1 and 2 of the modules with usage M;
+a test compares what is outside sequences with them again. What is required on a condition (1C, 2C) is in the rules of
+`check`, what frames need in those of `check_frames`.
 """
 
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ REQUIRED: Final = (
         ("ContentDescription",),
     ),
     Required(
-        "PS3.3 C.8.20.4",
+        "PS3.3 Table C.8.20-4",
         ("SegmentSequence",),
         (
             "SegmentNumber",
@@ -70,7 +71,7 @@ REQUIRED: Final = (
         ("SegmentSequence", "SegmentationAlgorithmIdentificationSequence"),
         ("AlgorithmFamilyCodeSequence", "AlgorithmName", "AlgorithmVersion"),
     ),
-    Required("PS3.3 C.8.20.4", ("SegmentSequence", "DefinitionSourceSequence"), _REFERENCE),
+    Required("PS3.3 Table C.8.20-4", ("SegmentSequence", "DefinitionSourceSequence"), _REFERENCE),
     Required("PS3.3 C.7.6.16", (), ("ContentDate", "ContentTime", "NumberOfFrames", "SharedFunctionalGroupsSequence")),
     Required("PS3.3 C.7.6.17", (), ("DimensionOrganizationSequence",)),
     Required("PS3.3 C.7.6.17", ("DimensionOrganizationSequence",), ("DimensionOrganizationUID",)),
