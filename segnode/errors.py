@@ -12,8 +12,11 @@ SegnodeError
 ├── NotFound                 nothing is held under that name
 ├── NotAcceptable            held, but not in a representation the client accepts
 ├── NotAVolume               a series whose slices are not one volume
+├── NotASegmentation         a DICOM object that is no Segmentation, or lacks what one needs
+├── OverlappingSegments      segments that share voxels, where each voxel can have one
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
+├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
 ├── ModelFailed              the model raised, or returned what it must not
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── BackupFailed             a backup that could not be made, or brought back
@@ -84,12 +87,24 @@ class NotAVolume(SegnodeError):
     """A series whose slices are not one volume."""
 
 
+class NotASegmentation(SegnodeError):
+    """A DICOM object that is no Segmentation, or lacks what one needs; the message names the attribute."""
+
+
+class OverlappingSegments(SegnodeError):
+    """Segments that share voxels, where each voxel can have one; the message names them and how many voxels."""
+
+
 class UnreadablePixels(SegnodeError):
     """An image whose pixels cannot be decoded."""
 
 
 class LabelError(SegnodeError):
     """A label dictionary that is wrong, or a labelmap that does not fit it."""
+
+
+class BadSegmentation(SegnodeError):
+    """A SEG of our own that breaks a rule of the standard."""
 
 
 class ModelFailed(SegnodeError):

@@ -1,39 +1,35 @@
-"""The forms a SEG can be sent in, written TYPE:CODEC: which SOP class, transfer syntax and frame codec each means."""
+"""The forms a SEG can be sent in, written TYPE:CODEC: which SOP class and transfer syntax each means."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import UID
 
 from segnode.config import FormName
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
-from segnode.seg.codecs import jpeg_ls, rle
-
-FrameEncoder = Callable[[npt.NDArray[np.unsignedinteger]], bytes]
+from segnode.seg.codecs import CODECS, Codec
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a SEG; `encode` is None where the frames are native."""
+    """A form of a SEG."""
 
     name: FormName
     sop_class_uid: UID
-    transfer_syntax_uid: UID
-    encode: FrameEncoder | None
+    codec: Codec
 
-
-def _label_map(name: FormName, transfer_syntax_uid: UID, encode: FrameEncoder | None) -> Form:
-    return Form(name, LABEL_MAP_SEGMENTATION_STORAGE, transfer_syntax_uid, encode)
+    @property
+    def transfer_syntax_uid(self) -> UID:
+        """How the object is encoded."""
+        return self.codec.transfer_syntax_uid
 
 
 FORMS: Final[Mapping[FormName, Form]] = {
     form.name: form
     for form in (
-        _label_map("labelmap:native", ExplicitVRLittleEndian, None),
-        _label_map("labelmap:rle", RLELossless, rle.encode),
-        _label_map("labelmap:jpeg-ls", JPEGLSLossless, jpeg_ls.encode),
+        Form("labelmap:native", LABEL_MAP_SEGMENTATION_STORAGE, CODECS["native"]),
+        Form("labelmap:rle", LABEL_MAP_SEGMENTATION_STORAGE, CODECS["rle"]),
+        Form("labelmap:jpeg-ls", LABEL_MAP_SEGMENTATION_STORAGE, CODECS["jpeg-ls"]),
     )
 }

@@ -1,19 +1,239 @@
-"""The pixel data element of a segmentation: frames in the encoding of a form."""
+"""The PixelData of a segmentation: its frames, decoded when they are asked for, and frames written in an encoding."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRBigEndian
 
+from segnode.errors import UnreadablePixels
+from segnode.seg.codecs import DECODERS, NATIVE, Codec, FrameShape
+from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
 from segnode.seg.forms import Form
+from segnode.seg.fragments import encapsulated, frames_of_fragments
+
+FramesToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
+
+# Frames that a thread takes at once: enough that taking them costs nothing, few enough that threads end together.
+_TAKEN_AT_ONCE: Final = 8
+_MOST_THREADS: Final = 8
 
 
-def set_pixels(dataset: Dataset, frames: npt.NDArray[np.unsignedinteger], form: Form) -> None:
-    """Write (frames, rows, columns) of 8 or 16 bits to PixelData: native little endian, or one fragment a frame."""
-    if form.encode is None:
-        data = frames.astype(frames.dtype.newbyteorder("<"), copy=False).tobytes()
-        dataset.PixelData = data + b"\0" * (len(data) % 2)
+@dataclass(frozen=True, eq=False, repr=False)
+class _Native:
+    """Frames without a codec, little endian; those of 1 bit follow each other without padding (PS3.5 8.1.1)."""
+
+    shape: FrameShape
+    number_of_frames: int
+    data: npt.NDArray[np.uint8]
+
+    def decode(self, index: int) -> Frame:
+        shape = self.shape
+        if shape.bits == 1:
+            return np.unpackbits(self.packed(index), bitorder="little", count=shape.pixels).reshape(shape.rows, shape.columns)
+        values = self.data[index * shape.size : (index + 1) * shape.size].view(shape.dtype.newbyteorder("<"))
+        return values.astype(shape.dtype, copy=False).reshape(shape.rows, shape.columns)
+
+    def packed(self, index: int) -> npt.NDArray[np.uint8]:
+        first, shift = divmod(index * self.shape.pixels, 8)
+        size, unused = self.shape.size, -self.shape.pixels % 8
+        if not shift and not unused:
+            return self.data[first : first + size]
+        bits: npt.NDArray[np.uint8] = np.right_shift(self.data[first : first + size], np.uint8(shift))
+        if shift:
+            following = self.data[first + 1 : first + 1 + size]
+            bits[: len(following)] |= following << np.uint8(8 - shift)
+        bits[-1] &= 0xFF >> unused
+        return bits
+
+    def all(self) -> Frame:
+        shape = self.shape
+        whole = (self.number_of_frames, shape.rows, shape.columns)
+        if shape.bits == 1:
+            return np.unpackbits(self.data, bitorder="little", count=self.number_of_frames * shape.pixels).reshape(whole)
+        values = self.data[: self.number_of_frames * shape.size].view(shape.dtype.newbyteorder("<"))
+        return values.astype(shape.dtype, copy=False).reshape(whole)
+
+    def some(self, indices: Sequence[int]) -> Frame:
+        frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
+        for frame, index in zip(frames, indices, strict=True):
+            frame[:] = self.decode(index)
+        return frames
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Encapsulated:
+    """Frames as a codec wrote them, each on its own."""
+
+    shape: FrameShape
+    codestreams: Sequence[bytes | memoryview]
+    decoder: FrameDecoder
+
+    def decode(self, index: int) -> Frame:
+        try:
+            return self.decoder(bytes(self.codestreams[index]), self.shape)
+        except UnreadablePixels as error:
+            raise UnreadablePixels(f"frame {index + 1} of PixelData: {error}") from error
+
+    def packed(self, index: int) -> npt.NDArray[np.uint8]:
+        return np.packbits(self.decode(index), bitorder="little")
+
+    def all(self) -> Frame:
+        return self.some(range(len(self.codestreams)))
+
+    def some(self, indices: Sequence[int]) -> Frame:
+        frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
+
+        def decode(place: int) -> None:
+            frames[place] = self.decode(indices[place])
+
+        _for_each(decode, len(indices))
+        return frames
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of a PixelData element, decoded when they are asked for: uint8 (0 and 1 where of 1 bit) or uint16.
+
+    Arrays may be views of the bytes they were read from, and then cannot be written to. Every method that decodes raises
+    UnreadablePixels, naming the frame; an index that no frame has is an IndexError.
+    """
+
+    shape: FrameShape
+    number_of_frames: int
+    _held: _Native | _Encapsulated
+
+    def __len__(self) -> int:
+        return self.number_of_frames
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that all frames take when decoded: a few bytes of PixelData can stand for any number of them."""
+        return self.number_of_frames * self.shape.pixels * self.shape.dtype.itemsize
+
+    def decode(self, index: int) -> Frame:
+        """A frame, (rows, columns)."""
+        return self._held.decode(self._checked(index))
+
+    def packed(self, index: int) -> npt.NDArray[np.uint8]:
+        """A frame of 1 bit, eight pixels a byte from the least significant bit, padded with zeros to a byte."""
+        if self.shape.bits != 1:
+            raise ValueError(f"frames of {self.shape.bits} bits are not packed")
+        return self._held.packed(self._checked(index))
+
+    def all(self) -> Frame:
+        """Every frame, (frames, rows, columns); compressed ones by several threads."""
+        return self._held.all()
+
+    def some(self, indices: Sequence[int]) -> Frame:
+        """The frames of these indices, in this order, (frames, rows, columns); compressed ones by several threads."""
+        return self._held.some([self._checked(index) for index in indices])
+
+    def _checked(self, index: int) -> int:
+        return range(self.number_of_frames)[index]
+
+
+def read_frames(
+    data: bytes | memoryview, transfer_syntax_uid: str, shape: FrameShape, number_of_frames: int, vr: str
+) -> Frames:
+    """The frames in the value of a PixelData element, of which nothing is decoded yet.
+
+    `vr` is that of the element: OW is written in swapped words where the data set is big endian. Raises UnreadablePixels,
+    naming the transfer syntax, NumberOfFrames or PixelData.
+    """
+    if number_of_frames < 1:
+        raise UnreadablePixels(f"NumberOfFrames is {number_of_frames}: it must be 1 or more")
+    if transfer_syntax_uid in NATIVE:
+        swapped = transfer_syntax_uid == ExplicitVRBigEndian and (vr == "OW" or shape.bits == 16)
+        held: _Native | _Encapsulated = _native(data, shape, number_of_frames, swapped=swapped)
+    elif transfer_syntax_uid in DECODERS:
+        require_decodable(shape)
+        codestreams = frames_of_fragments(memoryview(data), number_of_frames)
+        held = _Encapsulated(shape, codestreams, DECODERS[transfer_syntax_uid])
     else:
-        dataset.PixelData = encapsulate([form.encode(frame) for frame in frames])
-    dataset["PixelData"].VR = "OW" if form.encode is None and frames.dtype.itemsize == 2 else "OB"
-    dataset["PixelData"].is_undefined_length = form.encode is not None
+        raise UnreadablePixels(f"frames in transfer syntax {transfer_syntax_uid} are not read: send them in a lossless one")
+    return Frames(shape, number_of_frames, held)
+
+
+def _native(data: bytes | memoryview, shape: FrameShape, number_of_frames: int, *, swapped: bool) -> _Native:
+    needed = (number_of_frames * shape.pixels * shape.bits + 7) // 8
+    values = np.frombuffer(data, np.uint8)
+    if swapped:
+        values = np.pad(values, (0, len(values) % 2)).view(np.uint16).byteswap().view(np.uint8)
+    if len(values) < needed:
+        raise UnreadablePixels(
+            f"PixelData has {len(data)} bytes, where Rows, Columns, BitsAllocated and NumberOfFrames make {needed}"
+        )
+    return _Native(shape, number_of_frames, values[:needed])
+
+
+def frames_of(dataset: Dataset) -> Frames:
+    """The frames of a data set with its file meta information. Raises UnreadablePixels, naming the attribute."""
+    for keyword in ("Rows", "Columns", "BitsAllocated", "PixelData"):
+        if dataset.get(keyword) is None:
+            raise UnreadablePixels(f"{keyword} is missing")
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UnreadablePixels(f"SamplesPerPixel is {dataset.SamplesPerPixel}: a segmentation has 1")
+    shape = FrameShape(int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated))
+    number_of_frames = 1 if dataset.get("NumberOfFrames") is None else int(dataset.NumberOfFrames)
+    element = dataset["PixelData"]
+    return read_frames(element.value, dataset.file_meta.TransferSyntaxUID, shape, number_of_frames, element.VR)
+
+
+def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
+    """The codestream of every one of (frames, rows, columns), in their order, by several threads; bool is 1 bit."""
+    encode, bits = codec.encode, _bits(frames)
+    if encode is None or bits not in codec.bits:
+        raise ValueError(f"{codec.name} has no codestreams of {bits} bits")
+    encoded = [b""] * len(frames)
+
+    def encode_one(place: int) -> None:
+        encoded[place] = encode(frames[place])
+
+    _for_each(encode_one, len(frames))
+    return encoded
+
+
+def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes:
+    """The value of PixelData for (frames, rows, columns), of even length; bool is 1 bit, packed across frames if native."""
+    if codec.encapsulated:
+        return encapsulated(encode_frames(frames, codec))
+    if frames.dtype == np.bool_:
+        data = np.packbits(frames, axis=None, bitorder="little").tobytes()
+    else:
+        data = frames.astype(frames.dtype.newbyteorder("<"), copy=False).tobytes()
+    return data + b"\0" * (len(data) % 2)
+
+
+def set_pixels(dataset: Dataset, frames: FramesToEncode, form: Form) -> None:
+    """Write (frames, rows, columns) of 8 or 16 bits, or of 1 bit as bool, to PixelData."""
+    dataset.PixelData = pixel_data(frames, form.codec)
+    words = not form.codec.encapsulated and frames.dtype.itemsize == 2
+    dataset["PixelData"].VR = "OW" if words else "OB"
+    dataset["PixelData"].is_undefined_length = form.codec.encapsulated
+
+
+def _bits(frames: FramesToEncode) -> int:
+    return 1 if frames.dtype == np.bool_ else frames.dtype.itemsize * 8
+
+
+def _for_each(work: Callable[[int], None], count: int) -> None:
+    """Do the work for every place below `count`; the codecs let threads run beside each other."""
+
+    def take(first: int) -> None:
+        for place in range(first, min(first + _TAKEN_AT_ONCE, count)):
+            work(place)
+
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // _TAKEN_AT_ONCE))
+    if threads < 2:
+        for first in range(0, count, _TAKEN_AT_ONCE):
+            take(first)
+        return
+    with ThreadPoolExecutor(threads, "frames") as pool:
+        for _ in pool.map(take, range(0, count, _TAKEN_AT_ONCE)):
+            pass

@@ -3,11 +3,10 @@
 from io import BytesIO
 
 from pydicom import dcmread
-from pydicom.pixels.utils import pixel_array
 
 from segnode.errors import UnreadablePixels
 from segnode.seg.forms import Form
-from segnode.seg.pixels import set_pixels
+from segnode.seg.pixels import frames_of, set_pixels
 
 
 def recode(part10: bytes, form: Form) -> bytes:
@@ -16,8 +15,8 @@ def recode(part10: bytes, form: Form) -> bytes:
     if dataset.file_meta.TransferSyntaxUID == form.transfer_syntax_uid:
         return part10
     try:
-        frames = pixel_array(dataset, raw=True).reshape(-1, dataset.Rows, dataset.Columns)
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        frames = frames_of(dataset).all()
+    except UnreadablePixels as error:
         raise UnreadablePixels(f"the frames of SOP instance {dataset.SOPInstanceUID} cannot be decoded: {error}") from error
     set_pixels(dataset, frames, form)
     dataset.file_meta.TransferSyntaxUID = form.transfer_syntax_uid

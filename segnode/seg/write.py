@@ -11,17 +11,18 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
+from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
-from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, derived_uid
+from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, derived_uid, is_uid
 from segnode.seg.colour import recommended_cielab
 from segnode.seg.forms import Form
 from segnode.seg.pixels import set_pixels
 from segnode.seg.segments import LabelDictionary, Segment
 
 # Part of every derived UID: raise it when the same labels are written as another object.
-ENCODER_REVISION: Final = "2"
+ENCODER_REVISION: Final = "3"
 
 _COPIED = (
     "SpecificCharacterSet",
@@ -119,6 +120,9 @@ def _identification(image: Dataset, algorithm: Algorithm, identity: Identity, fo
     for keyword in _REQUIRED_THOUGH_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, None)
+    if not is_uid(str(dataset.get("FrameOfReferenceUID") or "")):
+        # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
+        dataset.FrameOfReferenceUID = derived_uid("frame of reference", str(image.SeriesInstanceUID))
     dataset.SOPClassUID = form.sop_class_uid
     dataset.SOPInstanceUID = identity.sop_instance_uid
     dataset.SeriesInstanceUID = identity.series_instance_uid
@@ -275,14 +279,21 @@ def _functional_groups(affine: Vector, images: Sequence[Dataset]) -> Dataset:
 def _shared_groups(affine: Vector, image: Dataset) -> Dataset:
     measures, orientation = Dataset(), Dataset()
     between_slices = f"{np.linalg.norm(affine[:3, 0]):.10g}"
-    measures.SliceThickness = image.get("SliceThickness") or between_slices
+    thickness = image.get("SliceThickness")
+    measures.SliceThickness = _decimal(thickness) if thickness and thickness > 0 else between_slices
     measures.SpacingBetweenSlices = between_slices
-    measures.PixelSpacing = image.PixelSpacing
-    orientation.ImageOrientationPatient = image.ImageOrientationPatient
+    measures.PixelSpacing = [_decimal(value) for value in image.PixelSpacing]
+    orientation.ImageOrientationPatient = [_decimal(value) for value in image.ImageOrientationPatient]
     shared = Dataset()
     shared.PixelMeasuresSequence = [measures]
     shared.PlaneOrientationSequence = [orientation]
     return shared
+
+
+def _decimal(value: DSfloat) -> str:
+    """A DS as the source wrote it; where that is longer than a DS may be, rounded to what fits (PS3.5 6.2)."""
+    written = str(value)
+    return written if len(written) <= 16 else format_number_as_ds(float(value))
 
 
 def _frame_groups(index: int, image: Dataset) -> Dataset:
@@ -293,7 +304,7 @@ def _frame_groups(index: int, image: Dataset) -> Dataset:
     derivation.DerivationCodeSequence = [_code(_SEGMENTATION)]
     derivation.SourceImageSequence = [source]
     content.DimensionIndexValues = [index + 1]
-    position.ImagePositionPatient = image.ImagePositionPatient
+    position.ImagePositionPatient = [_decimal(value) for value in image.ImagePositionPatient]
     groups = Dataset()
     groups.DerivationImageSequence = [derivation]
     groups.FrameContentSequence = [content]

@@ -1,0 +1,379 @@
+"""The rules for the frames of a SEG: functional groups and dimensions (PS3.3 C.7.6.16, C.7.6.17, A.51.5)."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.tag import BaseTag
+
+from segnode.seg.finding import (
+    UNREADABLE,
+    Finding,
+    Known,
+    content_of,
+    elements,
+    error,
+    has,
+    items,
+    keyword_of,
+    number,
+    numbers,
+    text,
+    value_of,
+    values_of,
+    walk,
+    warning,
+)
+
+SHARED: Final = "SharedFunctionalGroupsSequence"
+PER_FRAME: Final = "PerFrameFunctionalGroupsSequence"
+_DERIVATION: Final = "DerivationImageSequence"
+_CONTENT: Final = "FrameContentSequence"
+_IDENTIFICATION: Final = "SegmentIdentificationSequence"
+_POSITION: Final = "PlanePositionSequence"
+_SLIDE_POSITION: Final = "PlanePositionSlideSequence"
+_ORIENTATION: Final = "PlaneOrientationSequence"
+_MEASURES: Final = "PixelMeasuresSequence"
+_GEOMETRY: Final = (_MEASURES, _POSITION, _ORIENTATION, _SLIDE_POSITION)
+_SLIDE: Final = (
+    "ColumnPositionInTotalImagePixelMatrix",
+    "RowPositionInTotalImagePixelMatrix",
+    "XOffsetInSlideCoordinateSystem",
+    "YOffsetInSlideCoordinateSystem",
+    "ZOffsetInSlideCoordinateSystem",
+)
+# Dimensions that say where a frame lies; two frames that differ in others (time, say) may lie in one place.
+_PLACES: Final = frozenset({"ImagePositionPatient", "StackID", "InStackPositionNumber", *_SLIDE})
+
+
+@dataclass(frozen=True)
+class _Macro:
+    """One functional group of a frame: what it says, and what is wrong with it, under paths relative to its item."""
+
+    says: tuple[Any, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass
+class _Frames:
+    """What the frames say, one entry a frame; `macros` keeps what was read of equal bytes, as most frames repeat others."""
+
+    present: Counter[str] = field(default_factory=Counter)
+    places: list[tuple[Any, ...]] = field(default_factory=list)
+    indices: list[tuple[Any, ...]] = field(default_factory=list)
+    segments: list[tuple[Any, ...]] = field(default_factory=list)
+    sources: set[str] = field(default_factory=set)
+    macros: dict[tuple[BaseTag, Hashable], _Macro] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
+
+
+def check_frames(dataset: Dataset, described: frozenset[int]) -> Iterator[Finding]:
+    """The rules for functional groups and dimensions; `described` are the numbers of the SegmentSequence."""
+    shared, per_frame = items(dataset, SHARED), items(dataset, PER_FRAME)
+    kind, tiled_full = text(dataset, "SegmentationType"), text(dataset, "DimensionOrganizationType") == "TILED_FULL"
+    frames = number(dataset, "NumberOfFrames")
+    if len(shared) > 1:
+        yield error(SHARED, "PS3.3 C.7.6.16", f"holds {len(shared)} items; what all frames share is one item")
+    if frames is not None and frames < 1:
+        yield error("NumberOfFrames", "PS3.3 C.7.6.6", f"is {frames}; a SEG has one frame at least")
+    if frames is not None and len(per_frame) != frames and not (tiled_full and not per_frame):
+        yield error(PER_FRAME, "PS3.3 C.7.6.16", f"holds {len(per_frame)} items for {frames} frames; write one a frame")
+    common = _Frames()
+    for item in shared[:1]:
+        yield from _groups(item, f"{SHARED}[0].", common)
+    in_all = set(common.present)
+    for keyword in (_CONTENT, _IDENTIFICATION):
+        if keyword in in_all and (keyword == _CONTENT or kind == "LABELMAP"):
+            yield error(f"{SHARED}[0].{keyword}", "PS3.3 A.51.5", "may not be shared: what it says is of one frame")
+    found = _Frames(sources=common.sources, macros=common.macros, known=common.known)
+    for index, item in enumerate(per_frame):
+        yield from _groups(item, f"{PER_FRAME}[{index}].", found)
+    if common.places and common.places[0]:
+        found.places = [place or common.places[0] for place in found.places]
+    yield from _presence(dataset, found, in_all, len(per_frame), tiled_full=tiled_full)
+    shared_segment = common.segments[0] if common.segments else ()
+    yield from _identified(found, shared_segment, described, kind, tiled_full=tiled_full)
+    yield from _dimensions(dataset, found, shared, per_frame, tiled_full=tiled_full)
+    if kind == "LABELMAP" and not tiled_full:
+        yield from _places(dataset, found)
+    yield from _references(dataset, found.sources)
+
+
+def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
+    """Read the functional groups of one item, each content once."""
+    says: dict[str, tuple[Any, ...]] = {}
+    for tag, element in elements(item):
+        keyword = keyword_of(tag)
+        if not keyword:
+            continue
+        content = content_of(element)
+        macro = found.macros.get((tag, content)) if content is not None else None
+        if macro is None:
+            macro = _macro(item, tag, keyword, found.known)
+            if content is not None:
+                found.macros[tag, content] = macro
+            if keyword == _DERIVATION:
+                found.sources.update(macro.says)
+        found.present[keyword] += 1
+        says[keyword] = macro.says
+        for finding in macro.findings:
+            yield replace(finding, attribute=f"{path}{finding.attribute}")
+    found.places.append(says.get(_POSITION) or says.get(_SLIDE_POSITION) or ())
+    found.indices.append(says.get(_CONTENT, ()))
+    found.segments.append(says.get(_IDENTIFICATION, ()))
+
+
+def _macro(group: Dataset, tag: BaseTag, keyword: str, known: Known) -> _Macro:
+    alone, read, sequence = Dataset(), _READERS.get(keyword), items(group, keyword)
+    try:
+        alone[tag] = group[tag]
+    except UNREADABLE:
+        return _Macro((), (error(keyword, "PS3.5 7.5", "cannot be read as a sequence of items; write it anew"),))
+    findings = list(walk(alone, known=known))
+    if read is None:
+        return _Macro((), tuple(findings))
+    if len(sequence) != 1 and keyword != _DERIVATION:
+        findings.append(error(keyword, "PS3.3 C.7.6.16.2", f"holds {len(sequence)} items; this group has one"))
+    says: list[Any] = []
+    for index, item in enumerate(sequence):
+        for said in read(item, f"{keyword}[{index}]."):
+            if isinstance(said, Finding):
+                findings.append(said)
+            else:
+                says.append(said)
+    return _Macro(tuple(says), tuple(findings))
+
+
+def _read_content(item: Dataset, path: str) -> Iterator[Any]:
+    values = values_of(item, "DimensionIndexValues")
+    try:
+        yield from (int(value) for value in values)
+    except (TypeError, ValueError):
+        return
+    if any(int(value) < 1 for value in values):
+        yield error(f"{path}DimensionIndexValues", "PS3.3 C.7.6.17.1", "dimension index values are counted from 1")
+
+
+def _read_identification(item: Dataset, path: str) -> Iterator[Any]:
+    segment = number(item, "ReferencedSegmentNumber")
+    if segment is None:
+        yield error(f"{path}ReferencedSegmentNumber", "PS3.3 C.8.20.3.1", "the frame does not say which segment it is of")
+    else:
+        yield segment
+
+
+def _read_position(item: Dataset, path: str) -> Iterator[Any]:
+    position = numbers(item, "ImagePositionPatient")
+    if len(position) != 3:
+        yield error(f"{path}ImagePositionPatient", "PS3.3 C.7.6.16.2.3", "the frame's position needs three numbers")
+    else:
+        yield position
+
+
+def _read_slide_position(item: Dataset, path: str) -> Iterator[Any]:
+    for keyword in _SLIDE:
+        if value_of(item, keyword) is None:
+            yield error(f"{path}{keyword}", "PS3.3 C.8.12.6.1", "the frame's position on the slide is not complete")
+    yield tuple(numbers(item, keyword) for keyword in _SLIDE)
+
+
+def _read_orientation(item: Dataset, path: str) -> Iterator[Any]:
+    clause = "PS3.3 C.7.6.16.2.4"
+    cosines = numbers(item, "ImageOrientationPatient")
+    if len(cosines) != 6:
+        yield error(f"{path}ImageOrientationPatient", clause, "the frame's orientation needs six cosines")
+        return
+    lengths = [sum(c * c for c in cosines[:3]), sum(c * c for c in cosines[3:])]
+    product = sum(a * b for a, b in zip(cosines[:3], cosines[3:], strict=True))
+    if any(not 0.99 < length < 1.01 for length in lengths) or not abs(product) < 0.01:
+        yield error(f"{path}ImageOrientationPatient", clause, "holds no two perpendicular unit vectors")
+
+
+def _read_measures(item: Dataset, path: str) -> Iterator[Any]:
+    spacing = numbers(item, "PixelSpacing")
+    if len(spacing) != 2 or not all(value > 0 for value in spacing):
+        yield error(f"{path}PixelSpacing", "PS3.3 C.7.6.16.2.1", "the spacing of pixels needs two numbers above 0")
+    if has(item, "SliceThickness") and not all(value > 0 for value in numbers(item, "SliceThickness")):
+        yield error(f"{path}SliceThickness", "PS3.3 C.7.6.16.2.1", "a slice has a thickness above 0")
+
+
+def _read_derivation(item: Dataset, path: str) -> Iterator[Any]:
+    """The instances that a frame was made from; the codes are fixed for a SEG (PS3.3 A.51.5.1)."""
+    yield from _fixed_code(item, path, "DerivationCodeSequence", "113076", "Segmentation")
+    if not has(item, "SourceImageSequence"):
+        yield error(f"{path}SourceImageSequence", "PS3.3 C.7.6.16.2.6", "is absent; name the source images, or write it empty")
+    for index, source in enumerate(items(item, "SourceImageSequence")):
+        here = f"{path}SourceImageSequence[{index}]."
+        purpose = "Source Image for Image Processing Operation"
+        yield from _fixed_code(source, here, "PurposeOfReferenceCodeSequence", "121322", purpose)
+        for keyword in ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID"):
+            if value_of(source, keyword) is None:
+                yield error(f"{here}{keyword}", "PS3.3 Table 10-3", "the reference to the source image is not complete")
+        if text(source, "ReferencedSOPInstanceUID"):
+            yield text(source, "ReferencedSOPInstanceUID")
+
+
+def _fixed_code(item: Dataset, path: str, keyword: str, value: str, meaning: str) -> Iterator[Finding]:
+    codes = {(text(code, "CodeValue"), text(code, "CodingSchemeDesignator")) for code in items(item, keyword)}
+    if (value, "DCM") not in codes:
+        yield error(f"{path}{keyword}", "PS3.3 A.51.5.1", f"is not ({value}, DCM, {meaning}), which is the code in a SEG")
+
+
+_READERS: Final = {
+    _CONTENT: _read_content,
+    _IDENTIFICATION: _read_identification,
+    _POSITION: _read_position,
+    _SLIDE_POSITION: _read_slide_position,
+    _ORIENTATION: _read_orientation,
+    _MEASURES: _read_measures,
+    _DERIVATION: _read_derivation,
+}
+
+
+def _presence(dataset: Dataset, found: _Frames, in_all: set[str], count: int, *, tiled_full: bool) -> Iterator[Finding]:
+    """Which functional groups a frame needs, and which it shall not have (PS3.3 Table A.51-2, A.51.3)."""
+    for keyword in sorted(in_all & set(found.present) - {""}):
+        yield error(f"{SHARED}[0].{keyword}", "PS3.3 C.7.6.16", "is shared and in frames as well; it is one or the other")
+
+    def of_all(keyword: str) -> bool:
+        return keyword in in_all or (count > 0 and found.present[keyword] == count)
+
+    def of_any(keyword: str) -> bool:
+        return keyword in in_all or found.present[keyword] > 0
+
+    if count and found.present[_CONTENT] != count and not tiled_full:
+        yield error(f"{PER_FRAME}.{_CONTENT}", "PS3.3 A.51.5", "a frame without FrameContentSequence; write one for each frame")
+    place = "FrameOfReferenceUID"
+    if value_of(dataset, place) is None:
+        if not of_all(_DERIVATION):
+            yield error(place, "PS3.3 A.51.3", "is required unless each frame names its source in DerivationImageSequence")
+        if any(of_any(keyword) for keyword in _GEOMETRY):
+            yield error(place, "PS3.3 A.51.3", "frames have positions or spacings, which mean nothing without it")
+    else:
+        if not has(dataset, "PositionReferenceIndicator"):
+            yield error("PositionReferenceIndicator", "PS3.3 C.7.4.1", "is absent; write it, empty if need be (type 2)")
+        yield from _geometry(of_all, tiled_full=tiled_full)
+
+
+def _geometry(of_all: Callable[[str], bool], *, tiled_full: bool) -> Iterator[Finding]:
+    clause, what = "PS3.3 A.51.5", "is needed for every frame, shared or not, where there is a frame of reference"
+    if not of_all(_MEASURES):
+        yield error(_MEASURES, clause, what)
+    if tiled_full or of_all(_SLIDE_POSITION):
+        return
+    for keyword in (_POSITION, _ORIENTATION):
+        if not of_all(keyword):
+            yield error(keyword, clause, what)
+
+
+def _identified(
+    found: _Frames, shared: tuple[Any, ...], described: frozenset[int], kind: str, *, tiled_full: bool
+) -> Iterator[Finding]:
+    """A frame of a BINARY or FRACTIONAL says which segment it is of; in a LABELMAP its pixels do (PS3.3 A.51.5)."""
+    for index, own in enumerate(found.segments):
+        path, says = f"{PER_FRAME}[{index}].{_IDENTIFICATION}", own or shared
+        if kind == "LABELMAP" and own:
+            yield error(path, "PS3.3 A.51.5", "shall not be in a LABELMAP, whose pixels say the segment: remove it")
+        elif kind in ("BINARY", "FRACTIONAL") and not says and not tiled_full:
+            yield error(path, "PS3.3 A.51.5", f"is absent; a frame of a {kind} says which segment it is of")
+        elif kind in ("BINARY", "FRACTIONAL") and says and says[0] not in described:
+            what = f"is {says[0]}, which SegmentSequence does not describe"
+            yield error(f"{path}[0].ReferencedSegmentNumber", "PS3.3 C.8.20.3.1", what)
+
+
+def _dimensions(
+    dataset: Dataset, found: _Frames, shared: Sequence[Dataset], per_frame: Sequence[Dataset], *, tiled_full: bool
+) -> Iterator[Finding]:
+    """The dimension index: its pointers lead to something, and each frame has one index value a pointer (PS3.3 C.7.6.17)."""
+    clause, sequence = "PS3.3 C.7.6.17", "DimensionIndexSequence"
+    dimensions = items(dataset, sequence)
+    known = {text(item, "DimensionOrganizationUID") for item in items(dataset, "DimensionOrganizationSequence")}
+    if not dimensions and not tiled_full:
+        yield error(sequence, clause, "is absent or empty; say which attributes tell the frames apart")
+    for index, dimension in enumerate(dimensions):
+        if text(dimension, "DimensionOrganizationUID") not in known:
+            path = f"{sequence}[{index}].DimensionOrganizationUID"
+            yield error(path, clause, "names no item of DimensionOrganizationSequence")
+        if not tiled_full:
+            yield from _pointer(dimension, f"{sequence}[{index}].", [*shared[:1], *per_frame[:1]])
+    if tiled_full:
+        return
+    for index, values in enumerate(found.indices):
+        if dimensions and len(values) != len(dimensions) and found.present[_CONTENT]:
+            what = f"holds {len(values)} values for {len(dimensions)} dimensions"
+            yield error(f"{PER_FRAME}[{index}].{_CONTENT}[0].DimensionIndexValues", "PS3.3 C.7.6.16.2.2", what)
+    yield from _order(dimensions, found)
+
+
+def _pointer(dimension: Dataset, path: str, groups: Sequence[Dataset]) -> Iterator[Finding]:
+    """A dimension index pointer leads to an attribute that the frames have."""
+    clause = "PS3.3 C.7.6.17"
+    pointer, group = (number(dimension, keyword) for keyword in ("DimensionIndexPointer", "FunctionalGroupPointer"))
+    if pointer is None:
+        return
+    name = keyword_of(pointer) or f"{pointer:08X}"
+    if group is None:
+        if not any(pointer in item for item in groups):
+            yield error(f"{path}FunctionalGroupPointer", clause, f"does not say which functional group {name} is in")
+        return
+    sequence = keyword_of(group)
+    found = [item for group_item in groups for item in items(group_item, sequence)] if sequence else []
+    if not any(pointer in item for item in found):
+        what = f"points to {name} in {sequence or 'no sequence'}, which the frames do not have"
+        yield error(f"{path}DimensionIndexPointer", clause, what)
+
+
+def _order(dimensions: Sequence[Dataset], found: _Frames) -> Iterator[Finding]:
+    """Index values name values: one for one, and no two frames have the same ones (PS3.3 C.7.6.17.1)."""
+    pointers = [number(dimension, "DimensionIndexPointer") for dimension in dimensions]
+    position = tag_for_keyword("ImagePositionPatient")
+    column = pointers.index(position) if position in pointers else None
+    by_value: dict[Any, Any] = {}
+    by_place: dict[Any, Any] = {}
+    seen: dict[Any, int] = {}
+    for index, (values, place) in enumerate(zip(found.indices, found.places, strict=True)):
+        path = f"{PER_FRAME}[{index}].{_CONTENT}[0].DimensionIndexValues"
+        if len(values) != len(dimensions) or not values:
+            continue
+        if seen.setdefault(values, index) != index:
+            yield error(path, "PS3.3 C.7.6.17.1", "is that of an earlier frame; frames differ in one dimension at least")
+        if column is not None and place:
+            value = values[column]
+            if by_value.setdefault(value, place) != place or by_place.setdefault(place, value) != value:
+                what = "does not go one for one with ImagePositionPatient; number the positions anew"
+                yield warning(path, "PS3.3 C.7.6.17.1", what)
+
+
+def _places(dataset: Dataset, found: _Frames) -> Iterator[Finding]:
+    """Frames of a LABELMAP in one place would overlap."""
+    pointers = [number(dimension, "DimensionIndexPointer") or 0 for dimension in items(dataset, "DimensionIndexSequence")]
+    names = [keyword_of(pointer) for pointer in pointers]
+    seen: dict[Any, int] = {}
+    for index, (values, place) in enumerate(zip(found.indices, found.places, strict=True)):
+        others = tuple(value for value, name in zip(values, names, strict=False) if name not in _PLACES)
+        if place and seen.setdefault((place, others), index) != index:
+            path = f"{PER_FRAME}[{index}].{_POSITION}"
+            what = "lies in the place of an earlier frame, so that its segments overlap: merge the two"
+            yield error(path, "PS3.3 C.8.20.2.3", what)
+
+
+def _references(dataset: Dataset, sources: set[str]) -> Iterator[Finding]:
+    """Every image that a frame was made from is in the Common Instance Reference (PS3.3 C.12.2)."""
+    other = items(dataset, "StudiesContainingOtherReferencedInstancesSequence")
+    series = [*items(dataset, "ReferencedSeriesSequence"), *(s for o in other for s in items(o, "ReferencedSeriesSequence"))]
+    listed = [reference for item in series for reference in items(item, "ReferencedInstanceSequence")]
+    missing = sources - {text(reference, "ReferencedSOPInstanceUID") for reference in listed}
+    if sources and not listed:
+        yield error("ReferencedSeriesSequence", "PS3.3 C.12.2", "is absent; list the images that frames refer to")
+    elif missing:
+        what = f"lacks {len(missing)} of the {len(sources)} images that frames refer to: list them all"
+        yield error("ReferencedSeriesSequence", "PS3.3 C.12.2", what)
+    own = text(dataset, "SeriesInstanceUID")
+    for index, item in enumerate(items(dataset, "ReferencedSeriesSequence")):
+        classes = {text(r, "ReferencedSOPClassUID") for r in items(item, "ReferencedInstanceSequence")}
+        if own and text(item, "SeriesInstanceUID") == own and classes - {text(dataset, "SOPClassUID"), ""}:
+            what = f"is that of the source (ReferencedSeriesSequence[{index}]); a SEG is in a series of its own"
+            yield error("SeriesInstanceUID", "PS3.3 C.7.3.1", what)

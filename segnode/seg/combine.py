@@ -1,0 +1,97 @@
+"""Combining the frames of segments into one labelmap, with every overlap found; BINARY frames stay packed until the end.
+
+A plane of a hundred segments is a hundred packed frames, and eight bit planes of numbers: what is unpacked is eight.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from segnode.errors import OverlappingSegments
+from segnode.seg.pixels import Frames
+from segnode.seg.planes import Planes
+
+Labelmap = npt.NDArray[np.unsignedinteger]
+Packed = npt.NDArray[np.uint8]
+
+_MOST_NAMED: Final = 5
+
+
+def label_type(largest: int) -> "np.dtype[np.unsignedinteger]":
+    """The smallest type that holds these numbers: 8 bits wherever they do."""
+    return np.dtype(np.uint8 if largest < 256 else np.uint16)
+
+
+def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int], out: Labelmap) -> None:
+    """Write the numbers of BINARY frames into `out` (planes, rows, columns), which is zero; 0 leaves a frame out.
+
+    Raises OverlappingSegments when a voxel is in two segments, naming them and the number of voxels.
+    """
+    of_plane: list[list[int]] = [[] for _ in range(len(planes))]
+    for frame, plane in enumerate(planes.of_frame):
+        if number_of_frame[frame] and plane >= 0:
+            of_plane[plane].append(frame)
+
+    def combine(plane: int) -> bool:
+        return _combine_plane(frames, of_plane[plane], number_of_frame, out[plane])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        overlapping = [plane for plane, overlaps in enumerate(pool.map(combine, range(len(planes)))) if overlaps]
+    if overlapping:
+        counts: Counter[tuple[int, int]] = Counter()
+        for plane in overlapping:
+            counts.update(overlaps_in(frames, of_plane[plane], number_of_frame))
+        raise OverlappingSegments(describe_overlaps(counts))
+
+
+def overlaps_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> Mapping[tuple[int, int], int]:
+    """How many voxels of a plane each pair of segments shares; frames of one segment do not overlap."""
+    counts: Counter[tuple[int, int]] = Counter()
+    packed = [(number_of_frame[frame], frames.packed(frame)) for frame in of_plane]
+    for place, (number, bits) in enumerate(packed):
+        for other, other_bits in packed[:place]:
+            shared = int(np.bitwise_count(bits & other_bits).sum())
+            if shared and number != other:
+                counts[min(number, other), max(number, other)] += shared
+    return counts
+
+
+def describe_overlaps(counts: Mapping[tuple[int, int], int]) -> str:
+    """Which segments overlap, the largest overlap first."""
+    pairs = sorted(counts.items(), key=lambda pair: -pair[1])
+    named = ", ".join(f"{a} and {b} in {voxels} voxels" for (a, b), voxels in pairs[:_MOST_NAMED])
+    more = f", and {len(pairs) - _MOST_NAMED} other pairs" if len(pairs) > _MOST_NAMED else ""
+    return f"segments overlap: {named}{more}; a labelmap holds one segment a voxel"
+
+
+def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int], out: Labelmap) -> bool:
+    """Whether segments overlap there; if so `out` is not complete."""
+    segments: dict[int, Packed] = {}
+    for frame in of_plane:
+        packed, number = frames.packed(frame), number_of_frame[frame]
+        # Two frames of one segment in one place add up.
+        segments[number] = segments[number] | packed if number in segments else packed
+    covered = np.zeros(-(-out.size // 8), np.uint8)
+    for packed in segments.values():
+        if (covered & packed).any():
+            return True
+        covered |= packed
+    flat = out.reshape(-1)
+    for bit, packed in _bit_planes(segments).items():
+        flat |= np.unpackbits(packed, count=flat.size, bitorder="little").astype(flat.dtype, copy=False) << flat.dtype.type(bit)
+    return False
+
+
+def _bit_planes(segments: Mapping[int, Packed]) -> Mapping[int, Packed]:
+    """For each binary digit of the numbers, where it is 1."""
+    planes: dict[int, Packed] = {}
+    for number, packed in segments.items():
+        for bit in range(number.bit_length()):
+            if number >> bit & 1:
+                planes[bit] = planes[bit] | packed if bit in planes else packed
+    return planes

@@ -1,0 +1,90 @@
+"""A Segmentation as one frozen value: its type, its segments, where its frames lie, and their pixels."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from pydicom import Dataset
+
+from segnode.dicom.codes import Code
+from segnode.seg.frame_groups import FrameTable
+from segnode.seg.pixels import Frames
+
+SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
+
+
+@dataclass(frozen=True)
+class DescribedSegment:
+    """An item of SegmentSequence (PS3.3 C.8.20.4); absent text is empty."""
+
+    number: int
+    label: str
+    category: Code | None
+    type: Code | None
+    modifiers: tuple[Code, ...] = ()
+    regions: tuple[Code, ...] = ()
+    algorithm_type: str = ""
+    algorithm_name: str = ""
+    tracking_id: str = ""
+    tracking_uid: str = ""
+    cielab: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A Segmentation object as it was read.
+
+    `header` is its data set without pixel data and per-frame functional groups, which are in `frames` and `table`.
+    `segments` are in the order of SegmentSequence.
+    """
+
+    header: Dataset
+    transfer_syntax_uid: str
+    type: SegmentationType
+    segments: tuple[DescribedSegment, ...]
+    frames: Frames
+    table: FrameTable
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """Its SOP instance UID."""
+        return str(self.header.SOPInstanceUID)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a frame."""
+        return int(self.header.Rows)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a frame."""
+        return int(self.header.Columns)
+
+    @cached_property
+    def segment(self) -> dict[int, DescribedSegment]:
+        """Its segments by number."""
+        return {segment.number: segment for segment in self.segments}
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of its segments in ascending order, without the background of a LABELMAP."""
+        return tuple(sorted(number for number in self.segment if not self.is_background(number)))
+
+    @property
+    def padding_value(self) -> int:
+        """What stands where a LABELMAP has no frame: its Pixel Padding Value, which designates the background (C.8.20.2.3)."""
+        return int(self.header.get("PixelPaddingValue") or 0) if self.type == "LABELMAP" else 0
+
+    def is_background(self, number: int) -> bool:
+        """Whether a number of a LABELMAP means that there is no segment."""
+        return self.type == "LABELMAP" and number == self.padding_value
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether its frames are tiles of a total pixel matrix."""
+        return bool(self.header.get("TotalPixelMatrixRows")) and bool(self.header.get("TotalPixelMatrixColumns"))
+
+    @property
+    def maximum_fractional_value(self) -> int:
+        """The stored value that means 1 in a FRACTIONAL segmentation."""
+        return int(self.header.get("MaximumFractionalValue") or 255)
