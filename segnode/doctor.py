@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final, get_args
+from typing import Final
 
 from segnode.config import (
     Config,
     DestinationConfig,
     DimseAddress,
-    FormName,
     ModelConfig,
     NodeConfig,
     is_http,
@@ -36,6 +35,7 @@ _BLOCK: Final = 1 << 16
 _WRITES: Final = 20
 _SLOWEST_MS: Final = 100
 _ANSWER_S: Final = 5
+_CODECS: Final = ("native", "implicit", "deflate", "deflate-frames", "rle", "jpeg-ls", "jpeg-2000", "htj2k")
 _DATABASES: Final = ("index", "pipeline", "workflows")
 
 
@@ -62,8 +62,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"database {database}", partial(_database, config.data / f"{database}.sqlite")
     yield "port node.dicom", partial(_dicom_port, config.node)
     yield "port node.http", partial(_http_port, config.node)
-    for form in get_args(FormName):
-        yield f"codec {form}", partial(_codec, form)
+    for codec in _CODECS:
+        yield f"codec {codec}", partial(_codec, codec)
     for destination in config.destinations:
         yield f"destination {destination.name}", partial(_destination, destination, config.node.ae_title)
     for model in config.models:
@@ -173,30 +173,21 @@ def _port(where: str, key: str, answer: Callable[[], str]) -> str:
     return f"{where} is free: no node runs there"
 
 
-def _codec(name: FormName) -> str:
+def _codec(name: str) -> str:
     import numpy as np
-    from pydicom import Dataset
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.pixels.utils import pixel_array
 
-    from segnode.seg.forms import FORMS
-    from segnode.seg.pixels import set_pixels
+    from segnode.seg.codecs import CODECS, FrameShape
+    from segnode.seg.pixels import pixel_data, read_frames
 
-    for dtype in (np.uint8, np.uint16):
-        labels = (np.indices((64, 80)).sum(axis=0) // 9 * (np.iinfo(dtype).max // 16)).astype(dtype)
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = FORMS[name].transfer_syntax_uid
-        dataset.Rows, dataset.Columns = labels.shape
-        dataset.NumberOfFrames = dataset.SamplesPerPixel = 1
-        dataset.PhotometricInterpretation = "MONOCHROME2"
-        dataset.BitsAllocated = dataset.BitsStored = labels.dtype.itemsize * 8
-        dataset.HighBit = dataset.BitsStored - 1
-        dataset.PixelRepresentation = 0
-        set_pixels(dataset, labels[np.newaxis], FORMS[name])
-        if not np.array_equal(pixel_array(dataset, raw=True).reshape(labels.shape), labels):
-            raise Trouble(f"a frame of {dataset.BitsStored} bits is not read back as it was written: install segnode anew")
-    return "frames of 8 and 16 bits are read back as they were written"
+    codec = next(codec for known, codec in CODECS.items() if known == name)
+    for bits in codec.bits:
+        frames = (np.indices((1, 64, 80)).sum(axis=0) // 9 * (1 << bits >> 4 or 1)) % (1 << bits)
+        typed = frames.astype({1: np.bool_, 8: np.uint8, 16: np.uint16}[bits])
+        data = pixel_data(typed, codec)
+        read = read_frames(data, codec.transfer_syntax_uid, FrameShape(64, 80, bits), 1, "OB")
+        if not np.array_equal(read.all(), frames):
+            raise Trouble(f"a frame of {bits} bits is not read back as it was written: install segnode anew")
+    return f"frames of {', '.join(map(str, codec.bits))} bits are read back as they were written"
 
 
 def _destination(config: DestinationConfig, calling_ae: str) -> str:

@@ -19,6 +19,7 @@ from segnode.dimse.scu import DimseDestination
 from segnode.doctor import Finding, examine
 from segnode.errors import DeliveryDeferred
 from segnode.seg import pixels
+from segnode.seg.codecs import CODECS
 from segnode.store import filesystem
 from segnode.testing.phantom import Phantom
 from segnode.testing.processes import is_alive
@@ -77,9 +78,7 @@ def test_all_is_well_before_the_first_start(tmp_path: Path) -> None:
         "database workflows",
         "port node.dicom",
         "port node.http",
-        "codec labelmap:jpeg-ls",
-        "codec labelmap:rle",
-        "codec labelmap:native",
+        *(f"codec {name}" for name in CODECS),
         "labels of m",
         "model m",
     ]
@@ -221,18 +220,18 @@ def test_data_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_check_that_breaks_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that no check foresees is that check's trouble, with its type; a codec that changes a frame is one too."""
-    good = pixels.set_pixels
+    good = pixels.pixel_data
 
-    def broken(dataset, frames, form) -> None:
-        if form.name == "labelmap:rle":
+    def broken(frames, codec) -> bytes:
+        if codec.name == "rle":
             raise KeyError("no\nplug-in")
-        good(dataset, frames // 2 if form.name == "labelmap:native" else frames, form)
+        return good(frames[:, ::-1] if codec.name == "native" else frames, codec)
 
-    monkeypatch.setattr(pixels, "set_pixels", broken)
+    monkeypatch.setattr(pixels, "pixel_data", broken)
     found = findings(config_of(tmp_path))
-    assert found["codec labelmap:jpeg-ls"].ok
-    assert found["codec labelmap:rle"].detail == "unforeseen KeyError: 'no\\nplug-in'"
-    assert "is not read back as it was written" in found["codec labelmap:native"].detail
+    assert found["codec jpeg-ls"].ok
+    assert found["codec rle"].detail == "unforeseen KeyError: 'no\\nplug-in'"
+    assert "is not read back as it was written" in found["codec native"].detail
 
 
 def test_exit_code_and_json_say_what_is_wrong(tmp_path: Path) -> None:
