@@ -14,6 +14,7 @@ REFERENCED_SEGMENT_NUMBER: Final = 0x0062000B
 _SAME_PLACE_MM: Final = 1e-2
 _SAME_PLACE: Final = 0.05  # of the smallest spacing that is said, where that is less
 _STEP_TOLERANCE: Final = 0.05  # of the step
+_SAID_TOLERANCE: Final = 0.01  # of SpacingBetweenSlices
 _SHIFT_TOLERANCE_MM: Final = 0.1
 # Slices nearer to each other than this, of the pixel spacing, are no grid, unless SpacingBetweenSlices says so.
 _SMALLEST_STEP: Final = 0.05
@@ -179,7 +180,8 @@ def _steps(distances: Vector, table: FrameTable, smallest_spacing: float) -> tup
         slice_of_plane = np.concatenate([[0], np.cumsum(np.rint(gaps / step))]).astype(np.int64)
         refined = span / int(slice_of_plane[-1])
         off = float(np.abs(distances - slice_of_plane * refined).max())
-        if off <= _STEP_TOLERANCE * refined and (step == said or refined > _SMALLEST_STEP * smallest_spacing):
+        is_step = abs(refined - step) <= _SAID_TOLERANCE * step if step == said else refined > _SMALLEST_STEP * smallest_spacing
+        if is_step and off <= _STEP_TOLERANCE * refined:
             return refined, slice_of_plane
     where = f"two are {smallest:.3g} mm apart, all of them {span:.6g} mm"
     raise NotAVolume(f"the frames lie on no regular grid along their normal: {where} (ImagePositionPatient)")
