@@ -122,19 +122,18 @@ def _differing(vectors: Iterable[tuple[float, ...]], relative: float, absolute: 
 
 def read_frame_groups(buffer: Buffer, sequence: Element) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
-    decoded: dict[tuple[int, bytes], object] = {}
+    decoded: dict[bytes, object] = {}
     return [_read_item(buffer, start, end, sequence.encoding, decoded) for start, end in items(buffer, sequence)]
 
 
-def _read_item(
-    buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[tuple[int, bytes], object]
-) -> FrameGroups:
+def _read_item(buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[bytes, object]) -> FrameGroups:
     groups = FrameGroups()
     for element in elements(buffer, start, end, encoding):
-        if element.tag not in _READERS:
+        reader = _READERS.get(element.tag)
+        if reader is None:
             continue
-        name, read = _READERS[element.tag]
-        key = (element.tag, bytes(buffer[element.begin : element.end]))
+        name, read = reader
+        key = bytes(buffer[element.begin : element.end])
         if key not in decoded:
             decoded[key] = read([_Item(buffer, *place, element.encoding) for place in items(buffer, element)])
         setattr(groups, name, decoded[key])

@@ -381,3 +381,56 @@ def test_orientation_of_each_frame(same: bool) -> None:
         return
     with pytest.raises(NotAVolume, match="ImageOrientationPatient differs from frame to frame"):
         arrays.volume(ours)
+
+
+def test_frame_of_two_images_follows_neither() -> None:
+    """A frame that was derived from two of the images that are asked for belongs to no one of them."""
+
+    def derive(dataset: Dataset) -> None:
+        for groups in dataset.PerFrameFunctionalGroupsSequence:
+            derivation, *sources = (Dataset() for _ in range(3))
+            for number, source in enumerate(sources):
+                source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = CTImageStorage, f"1.2.{number}"
+            derivation.SourceImageSequence = sources
+            groups.DerivationImageSequence = [derivation]
+
+    ours = read_segmentation(changed(derive))
+    with pytest.raises(NotAVolume, match="frame 1 belongs to several of those that are asked for"):
+        arrays.by_source_instances(ours, ["1.2.0", "1.2.1"])
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_tiles_that_overlap_must_agree(value: int) -> None:
+    """Where two tiles hold one voxel of the total pixel matrix, none wins."""
+
+    def tile(dataset: Dataset) -> None:
+        dataset.TotalPixelMatrixRows, dataset.TotalPixelMatrixColumns, dataset.NumberOfFrames = 4, 9, 2
+        del dataset.PerFrameFunctionalGroupsSequence[2:]
+        for column, groups in zip((1, 4), dataset.PerFrameFunctionalGroupsSequence, strict=True):
+            place = Dataset()
+            place.RowPositionInTotalImagePixelMatrix, place.ColumnPositionInTotalImagePixelMatrix = 1, column
+            groups.PlanePositionSlideSequence = [place]
+        frames = np.ones((2, 4, 6), np.uint8)
+        frames[1, 2, 1] = value
+        dataset.PixelData = frames.tobytes()
+
+    ours = read_segmentation(changed(tile, "LABELMAP"))
+    if value:
+        np.testing.assert_array_equal(arrays.total_pixel_matrix(ours), np.ones((4, 9)))
+        return
+    with pytest.raises(OverlappingSegments, match="the tile at row 1, column 4 contradicts one that it overlaps"):
+        arrays.total_pixel_matrix(ours)
+
+
+def test_number_that_no_frame_can_hold_is_empty() -> None:
+    """A LABELMAP of 8 bits may describe a segment 300; no voxel is in it."""
+    labels = np.ones((2, 4, 6), np.uint8)
+
+    def describe(dataset: Dataset) -> None:
+        dataset.SegmentSequence.append(dcmread(BytesIO(written(labels, "LABELMAP", 1, np.eye(3)))).SegmentSequence[-1])
+        dataset.SegmentSequence[-1].SegmentNumber = 300
+
+    ours = read_segmentation(changed(describe, "LABELMAP", labels))
+    assert arrays.labelmap(ours).dtype == np.uint16
+    np.testing.assert_array_equal(arrays.labelmap(ours), np.ones((2, 4, 6)))
+    np.testing.assert_array_equal(arrays.stacked(ours, arrays.select(ours, [300, 1]))[0, 0, 0], [0, 1])
