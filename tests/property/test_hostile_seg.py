@@ -105,6 +105,58 @@ def test_changed_bytes(kind: str, undefined: bool, changes) -> None:
     read_all(bytes(data))
 
 
+def places(dataset: Dataset, path: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """The way to every attribute: tags and numbers of items, of which two of each sequence."""
+    found = []
+    for element in dataset:
+        found.append((*path, element.tag))
+        if element.VR == "SQ":
+            for number, item in enumerate(element.value[:2]):
+                found += places(item, (*path, element.tag, number))
+    return found
+
+
+WRONG_VALUES = [
+    None,
+    ("LO", ""),
+    ("LO", "abc"),
+    ("LO", ["nan", "1", "2"]),
+    ("LO", ["1e308", "-1e308", "1e-300"]),
+    ("LO", ["1"] * 7),
+    ("LO", "999999999"),
+    ("US", 0),
+    ("US", [1, 2]),
+    ("UL", 4294967295),
+    ("SS", -5),
+    ("SQ", []),
+    ("OB", b"\0\1"),
+    ("FD", float("inf")),
+    ("AT", 0x00100010),
+]
+
+
+@settings(max_examples=80)
+@given(
+    kind=st.sampled_from(["BINARY", "LABELMAP", "FRACTIONAL"]),
+    where=st.floats(0, 1, exclude_max=True),
+    wrong=st.sampled_from(WRONG_VALUES),
+)
+def test_any_attribute_of_any_kind(kind: str, where: float, wrong: tuple[str, object] | None) -> None:
+    """Every attribute, however deep, is missing or holds something else: our errors, or arrays."""
+
+    def change(dataset: Dataset) -> None:
+        ways = places(dataset)
+        *way, tag = ways[int(where * len(ways))]
+        item = dataset
+        for sequence, number in zip(way[::2], way[1::2], strict=True):
+            item = item[sequence].value[number]
+        del item[tag]
+        if wrong is not None and (tag != 0x7FE00010 or wrong[0] == "OB"):
+            item.add_new(tag, *wrong)
+
+    read_all(changed(change, kind))
+
+
 @cache
 def encoded_once(kind: str, undefined: bool) -> bytes:
     """The valid file, with or without lengths."""
