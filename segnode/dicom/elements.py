@@ -14,62 +14,74 @@ PIXEL_DATA: Final = 0x7FE00010
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _DELIMITERS: Final = (_ITEM_END, _SEQUENCE_END)
+_DELIMITATION_GROUP: Final = 0xFFFE
 _UNDEFINED: Final = 0xFFFFFFFF
-_BEYOND_ANY: Final = 1 << 32
 _LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+# What lies in a value of UN is implicit little endian, whatever is around it (PS3.5 6.2.2).
+_UNKNOWN_VR: Final = b"UN"
+_IN_UNKNOWN: Final = Encoding(implicit_vr=True)
 
 
 class Element(NamedTuple):
-    """An element: its tag, and where it begins, its value begins, its value ends and the next element begins."""
+    """An element: its tag, where it begins, its value begins and ends, the next begins, and how its items are encoded."""
 
     tag: int
     begin: int
     start: int
     end: int
     next: int
-    is_undefined: bool
+    encoding: Encoding
 
 
-def elements(buffer: Buffer, start: int, end: int, encoding: Encoding, stop: int = _BEYOND_ANY) -> Iterator[Element]:
-    """The elements of a data set that lies from start to end; a delimiter, or the tag `stop`, ends it too. Raises NotDicom."""
+def elements(buffer: Buffer, start: int, end: int, encoding: Encoding) -> Iterator[Element]:
+    """The elements of a data set that lies from start to end; a delimiter ends it as well. Raises NotDicom."""
     place = start
     while place < end:
-        tag, value, length = _header(buffer, place, end, encoding)
-        if tag in _DELIMITERS or tag >= stop:
+        tag, value, length, inner = _header(buffer, place, end, encoding)
+        if tag in _DELIMITERS:
             return
         if length == _UNDEFINED:
-            last, after = _end_of_undefined(buffer, value, end, encoding, may_lack_its_end=tag == PIXEL_DATA)
-            yield Element(tag, place, value, last, after, True)
+            last, after = _end_of_undefined(buffer, value, end, inner, may_lack_its_end=tag == PIXEL_DATA)
+            yield Element(tag, place, value, last, after, inner)
         else:
             after = value + length
             if after > end:
                 raise NotDicom(f"the data ends inside ({tag >> 16:04x},{tag & 0xFFFF:04x})")
-            yield Element(tag, place, value, after, after, False)
+            yield Element(tag, place, value, after, after, inner)
         place = after
 
 
-def items(buffer: Buffer, sequence: Element, encoding: Encoding) -> Iterator[tuple[int, int]]:
+def items(buffer: Buffer, sequence: Element) -> Iterator[tuple[int, int]]:
     """Where the data set of each item of a sequence (or fragment of pixel data) starts and ends. Raises NotDicom."""
-    for item in elements(buffer, sequence.start, sequence.end, encoding):
+    for item in elements(buffer, sequence.start, sequence.end, sequence.encoding):
         if item.tag != ITEM:
             raise NotDicom(f"a sequence holds ({item.tag >> 16:04x},{item.tag & 0xFFFF:04x}) instead of an item")
         yield item.start, item.end
 
 
-def _header(buffer: Buffer, place: int, end: int, encoding: Encoding) -> tuple[int, int, int]:
-    """Tag, place of the value and length of the element that begins here."""
+_EXPLICIT: Final = {True: struct.Struct("<HH2sH"), False: struct.Struct(">HH2sH")}
+_IMPLICIT: Final = {True: struct.Struct("<HHI"), False: struct.Struct(">HHI")}
+_LENGTH: Final = {True: struct.Struct("<I"), False: struct.Struct(">I")}
+
+
+def _header(buffer: Buffer, place: int, end: int, encoding: Encoding) -> tuple[int, int, int, Encoding]:
+    """Tag, place of the value, length and encoding of the items of the element that begins here."""
     if place + 8 > end:
         raise NotDicom("the data ends inside the header of an element")
-    order = "<" if encoding.little_endian else ">"
-    group, number = struct.unpack_from(f"{order}HH", buffer, place)
+    little = encoding.little_endian
+    if encoding.implicit_vr:
+        group, number, length = _IMPLICIT[little].unpack_from(buffer, place)
+        return group << 16 | number, place + 8, length, encoding
+    group, number, vr, short = _EXPLICIT[little].unpack_from(buffer, place)
     tag = group << 16 | number
-    if encoding.implicit_vr or group == 0xFFFE:
-        return tag, place + 8, struct.unpack_from(f"{order}I", buffer, place + 4)[0]
-    if bytes(buffer[place + 4 : place + 6]) not in _LONG_VRS:
-        return tag, place + 8, struct.unpack_from(f"{order}H", buffer, place + 6)[0]
+    if group == _DELIMITATION_GROUP:
+        return tag, place + 8, _LENGTH[little].unpack_from(buffer, place + 4)[0], encoding
+    if vr not in _LONG_VRS:
+        return tag, place + 8, short, encoding
     if place + 12 > end:
         raise NotDicom("the data ends inside the header of an element")
-    return tag, place + 12, struct.unpack_from(f"{order}I", buffer, place + 8)[0]
+    inner = _IN_UNKNOWN if vr == _UNKNOWN_VR else encoding
+    return tag, place + 12, _LENGTH[little].unpack_from(buffer, place + 8)[0], inner
 
 
 def _end_of_undefined(buffer: Buffer, place: int, end: int, encoding: Encoding, *, may_lack_its_end: bool) -> tuple[int, int]:
@@ -77,18 +89,18 @@ def _end_of_undefined(buffer: Buffer, place: int, end: int, encoding: Encoding, 
 
     Encapsulated pixel data that is whole but for its last delimiter is let pass: some writers leave it out.
     """
-    depth = 1
+    within = [encoding]
     while place < end:
         begin = place
-        tag, place, length = _header(buffer, place, end, encoding)
+        tag, place, length, inner = _header(buffer, place, end, within[-1])
         if tag in _DELIMITERS:
-            depth -= 1
-            if depth == 0:
+            within.pop()
+            if not within:
                 return begin, place
         elif length == _UNDEFINED:
-            depth += 1
+            within.append(inner)
         else:
             place += length
-    if may_lack_its_end and depth == 1 and place == end:
+    if may_lack_its_end and len(within) == 1 and place == end:
         return end, end
     raise NotDicom("the data ends inside a value of undefined length")

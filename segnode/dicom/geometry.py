@@ -52,7 +52,7 @@ def stack(planes: Sequence[Plane]) -> Stack:
         raise NotAVolume("the series has no image with a place in the patient")
     _require_one_grid(planes)
     row_cosine, column_cosine = np.reshape(planes[0].orientation, (2, 3))
-    normal = _normal(row_cosine, column_cosine)
+    normal = unit_normal(row_cosine, column_cosine)
     positions = np.array([plane.position for plane in planes])
     distances = positions @ normal
     order = np.argsort(distances, kind="stable")
@@ -65,7 +65,8 @@ def stack(planes: Sequence[Plane]) -> Stack:
     return Stack(tuple(int(i) for i in order), affine)
 
 
-def _normal(row_cosine: Vector, column_cosine: Vector) -> Vector:
+def unit_normal(row_cosine: Vector, column_cosine: Vector) -> Vector:
+    """The direction of slices: row cosine x column cosine. Raises NotAVolume unless they are perpendicular unit vectors."""
     lengths = np.linalg.norm(row_cosine), np.linalg.norm(column_cosine)
     if not np.allclose(lengths, 1, atol=_COSINE_TOLERANCE) or abs(row_cosine @ column_cosine) > _COSINE_TOLERANCE:
         raise NotAVolume("ImageOrientationPatient does not hold two perpendicular unit vectors")

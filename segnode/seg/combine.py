@@ -20,6 +20,9 @@ Labelmap = npt.NDArray[np.unsignedinteger]
 Packed = npt.NDArray[np.uint8]
 
 _MOST_NAMED: Final = 5
+# Segments of a plane, and pairs in all, that are counted: a file can hold so many that counting them would take a day.
+_MOST_COMPARED: Final = 1000
+_MOST_PAIRS: Final = 4_000_000
 
 
 def label_type(largest: int) -> "np.dtype[np.unsignedinteger]":
@@ -33,7 +36,7 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
     Raises OverlappingSegments when a voxel is in two segments, naming them and the number of voxels.
     """
     of_plane: list[list[int]] = [[] for _ in range(len(planes))]
-    for frame, plane in enumerate(planes.of_frame):
+    for frame, plane in enumerate(planes.of_frame.tolist()):
         if number_of_frame[frame] and plane >= 0:
             of_plane[plane].append(frame)
 
@@ -44,15 +47,20 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
         overlapping = [plane for plane, overlaps in enumerate(pool.map(combine, range(len(planes)))) if overlaps]
     if overlapping:
         counts: Counter[tuple[int, int]] = Counter()
+        compared = 0
         for plane in overlapping:
+            compared += min(len(of_plane[plane]), _MOST_COMPARED) ** 2
+            if compared > _MOST_PAIRS:
+                break
             counts.update(overlaps_in(frames, of_plane[plane], number_of_frame))
-        raise OverlappingSegments(describe_overlaps(counts))
+        are_all = compared <= _MOST_PAIRS and all(len(of_plane[plane]) <= _MOST_COMPARED for plane in overlapping)
+        raise OverlappingSegments(describe_overlaps(counts, are_all=are_all))
 
 
 def overlaps_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> Mapping[tuple[int, int], int]:
-    """How many voxels of a plane each pair of segments shares; frames of one segment do not overlap."""
+    """How many voxels of a plane each pair of segments shares, of the first thousand; frames of one segment do not overlap."""
     counts: Counter[tuple[int, int]] = Counter()
-    packed = [(number_of_frame[frame], frames.packed(frame)) for frame in of_plane]
+    packed = [(number_of_frame[frame], frames.packed(frame)) for frame in of_plane[:_MOST_COMPARED]]
     for place, (number, bits) in enumerate(packed):
         for other, other_bits in packed[:place]:
             shared = int(np.bitwise_count(bits & other_bits).sum())
@@ -61,12 +69,13 @@ def overlaps_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequen
     return counts
 
 
-def describe_overlaps(counts: Mapping[tuple[int, int], int]) -> str:
-    """Which segments overlap, the largest overlap first."""
+def describe_overlaps(counts: Mapping[tuple[int, int], int], *, are_all: bool = True) -> str:
+    """Which segments overlap, the largest overlap first; `are_all` unless there were too many pairs to count."""
     pairs = sorted(counts.items(), key=lambda pair: -pair[1])
     named = ", ".join(f"{a} and {b} in {voxels} voxels" for (a, b), voxels in pairs[:_MOST_NAMED])
     more = f", and {len(pairs) - _MOST_NAMED} other pairs" if len(pairs) > _MOST_NAMED else ""
-    return f"segments overlap: {named}{more}; a labelmap holds one segment a voxel"
+    least = "" if are_all else "at least "
+    return f"segments overlap: {least}{named or 'some'}{more}; a labelmap holds one segment a voxel"
 
 
 def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int], out: Labelmap) -> bool:
@@ -81,9 +90,15 @@ def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Seq
         if (covered & packed).any():
             return True
         covered |= packed
-    flat = out.reshape(-1)
+    used = np.flatnonzero(covered)
+    if not len(used):
+        return False
+    # Most of a slice is background: only what lies between the first and the last voxel of a segment is unpacked.
+    first, last = int(used[0]), int(used[-1]) + 1
+    target = out.reshape(-1)[first * 8 : last * 8]
     for bit, packed in _bit_planes(segments).items():
-        flat |= np.unpackbits(packed, count=flat.size, bitorder="little").astype(flat.dtype, copy=False) << flat.dtype.type(bit)
+        digits = np.unpackbits(packed[first:last], count=target.size, bitorder="little").astype(target.dtype, copy=False)
+        target |= np.left_shift(digits, target.dtype.type(bit), out=digits)
     return False
 
 

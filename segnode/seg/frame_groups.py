@@ -1,11 +1,13 @@
 """The functional groups of frames (PS3.3 C.7.6.16) as one table, read in one pass over their bytes.
 
-Ten thousand frames have ten thousand items: as data sets they cost seconds, as columns a fraction of one.
+Ten thousand frames have ten thousand items: as data sets they cost seconds, as columns a fraction of one. Frames of one
+slice or segment repeat whole groups byte by byte, which are decoded once.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,6 +20,12 @@ from segnode.dicom.transfer_syntaxes import Encoding
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+_COSINE_TOLERANCE: Final = 1e-3
+_SPACING_TOLERANCE: Final = 1e-3  # of the spacing
+# What is farther away is no place in a patient, and cannot be calculated with.
+_FARTHEST_MM: Final = 1e9
+_NOWHERE: Final = (math.nan, math.nan, math.nan)
+
 
 class SourceImage(NamedTuple):
     """An image, or frames of one, that a frame was derived from; no frame numbers mean all of it."""
@@ -27,20 +35,32 @@ class SourceImage(NamedTuple):
     frame_numbers: tuple[int, ...]
 
 
-@dataclass
+class Measures(NamedTuple):
+    """Pixel Measures in mm (C.7.6.16.2.1): spacing is that of rows, then that of columns."""
+
+    spacing: tuple[float, ...] | None
+    slice_thickness: float | None
+    spacing_between_slices: float | None
+
+
+class SlidePlace(NamedTuple):
+    """Plane Position (Slide): row and column in the total pixel matrix from 1, and X, Y, Z offsets in mm."""
+
+    tile: tuple[int, int] | None
+    offsets: tuple[float, ...]
+
+
+@dataclass(slots=True)
 class FrameGroups:
-    """What one item of functional groups says; absent is None or empty."""
+    """What one item of functional groups says; absent is None or empty, and what is no number is NaN."""
 
     position: tuple[float, ...] | None = None
     orientation: tuple[float, ...] | None = None
-    spacing: tuple[float, ...] | None = None
-    slice_thickness: float | None = None
-    spacing_between_slices: float | None = None
-    tile: tuple[int, int] | None = None
-    slide_position: tuple[float, ...] | None = None
+    measures: Measures | None = None
+    slide: SlidePlace | None = None
     segment_number: int | None = None
     dimension_index_values: tuple[int, ...] = ()
-    sources: list[SourceImage] = field(default_factory=list)
+    sources: tuple[SourceImage, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +69,8 @@ class FrameTable:
 
     `positions` (frames, 3) are LPS mm, or X, Y, Z offsets in the slide's coordinate system, NaN where there are none;
     `tiles` (frames, 2) row and column of the frame's first pixel in the total pixel matrix from 1, 0 where there are none;
-    `segment_numbers` (frames,) are 0 in a LABELMAP; `orientations` holds the distinct ones.
+    `segment_numbers` (frames,) are 0 where there are none, as in a LABELMAP; `orientations` and `spacings` hold those
+    that differ.
     """
 
     positions: Numbers
@@ -58,7 +79,7 @@ class FrameTable:
     dimension_index_values: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[SourceImage, ...], ...]
     orientations: tuple[tuple[float, ...], ...]
-    spacing: tuple[float, float] | None
+    spacings: tuple[tuple[float, ...], ...]
     slice_thickness: float | None
     spacing_between_slices: float | None
 
@@ -68,35 +89,54 @@ class FrameTable:
 
 def frame_table(shared: FrameGroups, frames: Sequence[FrameGroups]) -> FrameTable:
     """The table of frames and what they share."""
-    nowhere = (np.nan, np.nan, np.nan)
-    positions = [f.position or f.slide_position or shared.position or shared.slide_position or nowhere for f in frames]
-    measured = next((f for f in (shared, *frames) if f.spacing), shared)
-    spacing = measured.spacing
+    nothing = SlidePlace(None, ())
+    shared_slide = shared.slide or nothing
+    slides = [f.slide or shared_slide for f in frames]
+    positions = [f.position or slide.offsets or shared.position or _NOWHERE for f, slide in zip(frames, slides, strict=True)]
+    places = np.array([p if len(p) == 3 else _NOWHERE for p in positions], np.float64).reshape(-1, 3)
+    places[~(np.abs(places) < _FARTHEST_MM)] = np.nan
+    orientations = dict.fromkeys(o for f in frames if (o := f.orientation or shared.orientation))
+    measures = dict.fromkeys(m for f in frames if (m := f.measures or shared.measures))
+    spacings = dict.fromkeys(m.spacing for m in measures if m.spacing)
     return FrameTable(
-        positions=np.array([p if len(p) == 3 else nowhere for p in positions], np.float64).reshape(-1, 3),
-        tiles=np.array([f.tile or shared.tile or (0, 0) for f in frames], np.int64).reshape(-1, 2),
+        positions=places,
+        tiles=np.array([slide.tile or (0, 0) for slide in slides], np.int64).reshape(-1, 2),
         segment_numbers=np.array([f.segment_number or shared.segment_number or 0 for f in frames], np.int64),
         dimension_index_values=tuple(f.dimension_index_values or shared.dimension_index_values for f in frames),
-        sources=tuple(tuple(f.sources or shared.sources) for f in frames),
-        orientations=tuple(dict.fromkeys(o for f in (shared, *frames) if (o := f.orientation))),
-        spacing=(spacing[0], spacing[1]) if spacing and len(spacing) == 2 else None,
-        slice_thickness=measured.slice_thickness,
-        spacing_between_slices=measured.spacing_between_slices,
+        sources=tuple(f.sources or shared.sources for f in frames),
+        orientations=_differing(orientations, 0, _COSINE_TOLERANCE),
+        spacings=_differing(spacings, _SPACING_TOLERANCE, 0),
+        slice_thickness=next((m.slice_thickness for m in measures if m.slice_thickness is not None), None),
+        spacing_between_slices=next((m.spacing_between_slices for m in measures if m.spacing_between_slices is not None), None),
     )
 
 
-def read_frame_groups(buffer: Buffer, sequence: Element, encoding: Encoding) -> list[FrameGroups]:
+def _differing(vectors: Iterable[tuple[float, ...]], relative: float, absolute: float) -> tuple[tuple[float, ...], ...]:
+    """The first of the vectors, and those that are not close to it."""
+    first, *others = [*vectors] or [()]
+    if not first:
+        return ()
+    far = (v for v in others if len(v) != len(first) or not np.allclose(v, first, relative, absolute))
+    return (first, *far)
+
+
+def read_frame_groups(buffer: Buffer, sequence: Element) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
-    return [_read_item(buffer, start, end, encoding) for start, end in items(buffer, sequence, encoding)]
+    decoded: dict[bytes, object] = {}
+    return [_read_item(buffer, start, end, sequence.encoding, decoded) for start, end in items(buffer, sequence)]
 
 
-def _read_item(buffer: Buffer, start: int, end: int, encoding: Encoding) -> FrameGroups:
+def _read_item(buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[bytes, object]) -> FrameGroups:
     groups = FrameGroups()
     for element in elements(buffer, start, end, encoding):
-        read = _READERS.get(element.tag)
-        if read is not None:
-            for inner_start, inner_end in items(buffer, element, encoding):
-                read(groups, _Item(buffer, inner_start, inner_end, encoding))
+        reader = _READERS.get(element.tag)
+        if reader is None:
+            continue
+        name, read = reader
+        key = bytes(buffer[element.begin : element.end])
+        if key not in decoded:
+            decoded[key] = read([_Item(buffer, *place, element.encoding) for place in items(buffer, element)])
+        setattr(groups, name, decoded[key])
     return groups
 
 
@@ -116,12 +156,9 @@ class _Item:
         return str(self._buffer[element.start : element.end], "latin-1").strip(" \0")
 
     def numbers(self, tag: int) -> tuple[float, ...] | None:
-        """The decimal strings of a value; None when absent or not numbers."""
+        """The decimal strings of a value; None when absent, and NaN for what is no number."""
         text = self.text(tag)
-        try:
-            return tuple(float(number) for number in text.split("\\")) if text else None
-        except ValueError:
-            return None
+        return tuple(_number(part) for part in text.split("\\")) if text else None
 
     def integers(self, tag: int, code: str) -> tuple[int, ...]:
         """The binary integers of a value, of struct's code; none when absent."""
@@ -132,12 +169,19 @@ class _Item:
         count = (element.end - element.start) // struct.calcsize(code)
         return struct.unpack_from(f"{order}{count}{code}", self._buffer, element.start)
 
-    def items(self, tag: int) -> Iterable["_Item"]:
+    def items(self, tag: int) -> "Iterable[_Item]":
         """The items of a sequence; none when absent."""
         element = self._elements.get(tag)
         if element is not None:
-            for start, end in items(self._buffer, element, self._encoding):
-                yield _Item(self._buffer, start, end, self._encoding)
+            for start, end in items(self._buffer, element):
+                yield _Item(self._buffer, start, end, element.encoding)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _tag(keyword: str) -> int:
@@ -149,7 +193,6 @@ def _tag(keyword: str) -> int:
 
 _POSITION: Final = _tag("ImagePositionPatient")
 _ORIENTATION: Final = _tag("ImageOrientationPatient")
-_ORIENTATION_SLIDE: Final = _tag("ImageOrientationSlide")
 _PIXEL_SPACING: Final = _tag("PixelSpacing")
 _THICKNESS: Final = _tag("SliceThickness")
 _BETWEEN_SLICES: Final = _tag("SpacingBetweenSlices")
@@ -163,48 +206,58 @@ _CLASS: Final = _tag("ReferencedSOPClassUID")
 _INSTANCE: Final = _tag("ReferencedSOPInstanceUID")
 _FRAMES: Final = _tag("ReferencedFrameNumber")
 
-
-def _read_position(groups: FrameGroups, item: _Item) -> None:
-    groups.position = item.numbers(_POSITION)
+_Items = Sequence[_Item]
 
 
-def _read_orientation(groups: FrameGroups, item: _Item) -> None:
-    groups.orientation = item.numbers(_ORIENTATION)
+def _read_position(group: _Items) -> tuple[float, ...] | None:
+    return group[0].numbers(_POSITION) if group else None
 
 
-def _read_measures(groups: FrameGroups, item: _Item) -> None:
-    groups.spacing = item.numbers(_PIXEL_SPACING)
-    groups.slice_thickness = (item.numbers(_THICKNESS) or (None,))[0]
-    groups.spacing_between_slices = (item.numbers(_BETWEEN_SLICES) or (None,))[0]
+def _read_orientation(group: _Items) -> tuple[float, ...] | None:
+    return group[0].numbers(_ORIENTATION) if group else None
 
 
-def _read_slide_position(groups: FrameGroups, item: _Item) -> None:
-    place = (*item.integers(_ROW, "i"), *item.integers(_COLUMN, "i"))
-    groups.tile = (place[0], place[1]) if len(place) == 2 else None
-    offsets = [item.numbers(tag) for tag in _OFFSETS]
-    groups.slide_position = tuple(o[0] for o in offsets if o)
+def _read_measures(group: _Items) -> Measures | None:
+    if not group:
+        return None
+    (thickness, *_), (between, *_) = (group[0].numbers(tag) or (None,) for tag in (_THICKNESS, _BETWEEN_SLICES))
+    return Measures(group[0].numbers(_PIXEL_SPACING), thickness, between)
 
 
-def _read_segment(groups: FrameGroups, item: _Item) -> None:
-    groups.segment_number = next(iter(item.integers(_NUMBER, "H")), None)
+def _read_slide_place(group: _Items) -> SlidePlace | None:
+    if not group:
+        return None
+    place = (*group[0].integers(_ROW, "i"), *group[0].integers(_COLUMN, "i"))
+    offsets = [group[0].numbers(tag) for tag in _OFFSETS]
+    return SlidePlace((place[0], place[1]) if len(place) == 2 else None, tuple(o[0] for o in offsets if o))
 
 
-def _read_content(groups: FrameGroups, item: _Item) -> None:
-    groups.dimension_index_values = item.integers(_INDEX_VALUES, "I")
+def _read_segment_number(group: _Items) -> int | None:
+    return next(iter(group[0].integers(_NUMBER, "H")), None) if group else None
 
 
-def _read_derivation(groups: FrameGroups, item: _Item) -> None:
-    for source in item.items(_SOURCES):
-        numbers = tuple(int(n) for n in source.numbers(_FRAMES) or ())
-        groups.sources.append(SourceImage(source.text(_CLASS), source.text(_INSTANCE), numbers))
+def _read_index_values(group: _Items) -> tuple[int, ...]:
+    return group[0].integers(_INDEX_VALUES, "I") if group else ()
 
 
-_READERS: Final[Mapping[int, Callable[[FrameGroups, _Item], None]]] = {
-    _tag("PlanePositionSequence"): _read_position,
-    _tag("PlaneOrientationSequence"): _read_orientation,
-    _tag("PixelMeasuresSequence"): _read_measures,
-    _tag("PlanePositionSlideSequence"): _read_slide_position,
-    _tag("SegmentIdentificationSequence"): _read_segment,
-    _tag("FrameContentSequence"): _read_content,
-    _tag("DerivationImageSequence"): _read_derivation,
+def _read_sources(group: _Items) -> tuple[SourceImage, ...]:
+    return tuple(
+        SourceImage(
+            source.text(_CLASS),
+            source.text(_INSTANCE),
+            tuple(int(number) for number in source.numbers(_FRAMES) or () if math.isfinite(number)),
+        )
+        for item in group
+        for source in item.items(_SOURCES)
+    )
+
+
+_READERS: Final[Mapping[int, tuple[str, Callable[[_Items], object]]]] = {
+    _tag("PlanePositionSequence"): ("position", _read_position),
+    _tag("PlaneOrientationSequence"): ("orientation", _read_orientation),
+    _tag("PixelMeasuresSequence"): ("measures", _read_measures),
+    _tag("PlanePositionSlideSequence"): ("slide", _read_slide_place),
+    _tag("SegmentIdentificationSequence"): ("segment_number", _read_segment_number),
+    _tag("FrameContentSequence"): ("dimension_index_values", _read_index_values),
+    _tag("DerivationImageSequence"): ("sources", _read_sources),
 }

@@ -2,12 +2,16 @@
 
 import mmap
 import zlib
+from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
+import numpy as np
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
 
 from segnode.dicom.codes import Code
 from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements
@@ -16,21 +20,33 @@ from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
-from segnode.seg.pixels import read_frames
-from segnode.seg.segmentation import DescribedSegment, Segmentation, SegmentationType
+from segnode.seg.pixels import Frames, read_frames
+from segnode.seg.segmentation import AlgorithmIdentification, DescribedSegment, Segmentation, SegmentationType
+from segnode.seg.values import items_of, text_of, texts_of, value_of, whole_number
 
 SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
 
 _PREAMBLE: Final = 128
+_META_GROUP: Final = b"\x02\x00"
 _SHARED: Final = 0x52009229
 _PER_FRAME: Final = 0x52009230
 _META_LENGTH: Final = 0x00020000
 _TRANSFER_SYNTAX: Final = 0x00020010
-_DATA_SET: Final = 0x00030000
 _BITS: Final = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
 # A data set inflates to no more than this: the largest that can be held without harm to its neighbours.
 _LARGEST_INFLATED: Final = 2 << 30
-_INFLATE_BLOCK: Final = 1 << 24
+_DEFLATED_BLOCK: Final = 1 << 20
+_INFLATED_BLOCK: Final = 1 << 24
+# A frame of one pixel is a bit of PixelData and some hundred bytes of memory.
+_MOST_FRAMES: Final = 1 << 22
+_LARGEST_NUMBER: Final = 65535
+_WHOLE_NUMBERS: Final = (
+    "TotalPixelMatrixRows",
+    "TotalPixelMatrixColumns",
+    "TotalPixelMatrixFocalPlanes",
+    "PixelPaddingValue",
+    "MaximumFractionalValue",
+)
 
 
 def open_segmentation(path: Path) -> Segmentation:
@@ -53,22 +69,26 @@ def read_segmentation(data: Buffer) -> Segmentation:
     if encoding.deflated:
         data, start = _inflated(data[start:]), 0
     found = {element.tag: element for element in elements(data, start, len(data), encoding)}
-    header = _read_header(data, start, found, encoding)
+    header = _read_header(data, found, encoding)
     kind = _require_segmentation(header)
     bits = _positive(header, "BitsAllocated")
     if bits not in _BITS[kind]:
         raise NotASegmentation(f"BitsAllocated is {bits}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2)")
     shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), bits)
-    count = _positive(header, "NumberOfFrames")
-    segments = _read_segments(header)
-    table = _read_table(data, found, header, encoding, count, segments)
+    segments = _read_segments(header, kind)
+    frames = _read_pixels(data, found, syntax, encoding, shape, _count(header))
+    table = _read_table(data, found, header, len(frames), kind, segments)
+    return Segmentation(header, syntax, kind, segments, frames, table)
+
+
+def _read_pixels(
+    data: Buffer, found: dict[int, Element], syntax: str, encoding: Encoding, shape: FrameShape, count: int
+) -> Frames:
     if PIXEL_DATA not in found:
         raise UnreadablePixels("PixelData is missing")
     pixels = found[PIXEL_DATA]
     vr = "" if encoding.implicit_vr else str(data[pixels.begin + 4 : pixels.begin + 6], "latin-1")
-    value = memoryview(data)[pixels.start : pixels.end]
-    frames = read_frames(value, syntax, shape, count, vr)
-    return Segmentation(header, syntax, kind, segments, frames, table)
+    return read_frames(memoryview(data)[pixels.start : pixels.end], syntax, shape, count, vr)
 
 
 def _read_meta(data: Buffer) -> tuple[str, int]:
@@ -76,114 +96,146 @@ def _read_meta(data: Buffer) -> tuple[str, int]:
     if bytes(data[_PREAMBLE : _PREAMBLE + 4]) != b"DICM":
         raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
     syntax, start, end = "", _PREAMBLE + 4, len(data)
-    for element in elements(data, start, end, Encoding(), stop=_DATA_SET):
+    # What follows is encoded otherwise, and is not to be looked at as an element.
+    while start < end and bytes(data[start : start + 2]) == _META_GROUP:
+        element = next(elements(data, start, len(data), Encoding()))
         start = element.next
         if element.tag == _META_LENGTH and element.end - element.start == 4:
             # What follows may be deflated, and look like anything.
             end = min(end, element.next + int.from_bytes(data[element.start : element.end], "little"))
         if element.tag == _TRANSFER_SYNTAX:
             syntax = str(data[element.start : element.end], "latin-1").strip(" \0")
-        if start >= end:
-            break
     if not syntax:
         raise NotDicom("TransferSyntaxUID is missing in the file meta information")
     return syntax, start
 
 
-def _inflated(data: Buffer) -> bytes:
+def _inflated(data: Buffer) -> bytearray:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
     try:
-        block = inflater.decompress(data, _INFLATE_BLOCK)
-        while block:
-            inflated += block
-            if len(inflated) > _LARGEST_INFLATED:
-                raise NotDicom(f"the deflated data set inflates to more than {_LARGEST_INFLATED >> 30} GiB")
-            block = inflater.decompress(inflater.unconsumed_tail, _INFLATE_BLOCK)
+        for start in range(0, len(data), _DEFLATED_BLOCK):
+            pending = bytes(data[start : start + _DEFLATED_BLOCK])
+            while pending and not inflater.eof:
+                inflated += inflater.decompress(pending, _INFLATED_BLOCK)
+                pending = inflater.unconsumed_tail
+                if len(inflated) > _LARGEST_INFLATED:
+                    raise NotDicom(f"the deflated data set inflates to more than {_LARGEST_INFLATED >> 30} GiB")
+        inflated += inflater.flush()
     except zlib.error as error:
         raise NotDicom(f"the deflated data set cannot be inflated: {error}") from error
-    return bytes(inflated)
+    if not inflater.eof:
+        raise NotDicom("the data ends inside the deflated data set")
+    return inflated
 
 
-def _read_header(data: Buffer, start: int, found: dict[int, Element], encoding: Encoding) -> Dataset:
-    """The data set without what is large."""
+def _read_header(data: Buffer, found: dict[int, Element], encoding: Encoding) -> Dataset:
+    """The data set without what is large; values are decoded when they are asked for."""
     kept = BytesIO()
     for element in found.values():
-        if element.tag not in (PIXEL_DATA, _PER_FRAME) and element.begin >= start:
+        if element.tag not in (PIXEL_DATA, _PER_FRAME):
             kept.write(data[element.begin : element.next])
     kept.seek(0)
     try:
-        header = read_dataset(kept, encoding.implicit_vr, encoding.little_endian)
-        header.decode()
+        return read_dataset(kept, encoding.implicit_vr, encoding.little_endian)
     except Exception as error:
-        raise NotASegmentation(f"the data set cannot be read: {type(error).__name__}: {error}") from error
-    return header
+        raise NotASegmentation(f"the data set cannot be read: {type(error).__name__}") from error
 
 
 def _require_segmentation(header: Dataset) -> SegmentationType:
-    sop_class = str(header.get("SOPClassUID", ""))
+    sop_class = text_of(header, "SOPClassUID")
     if sop_class not in (SEGMENTATION_STORAGE, str(LABEL_MAP_SEGMENTATION_STORAGE)):
         raise NotASegmentation(f"SOPClassUID is {sop_class or 'missing'}: this is no Segmentation")
-    kind = header.get("SegmentationType")
+    kind = value_of(header, "SegmentationType")
     if kind not in get_args(SegmentationType):
         raise NotASegmentation(f"SegmentationType does not hold one of {', '.join(get_args(SegmentationType))}")
+    if not text_of(header, "SOPInstanceUID"):
+        raise NotASegmentation("SOPInstanceUID is missing")
+    if whole_number(header, "SamplesPerPixel", 1) != 1 or whole_number(header, "PixelRepresentation", 0) != 0:
+        raise NotASegmentation("SamplesPerPixel is not 1 or PixelRepresentation not 0: labels are one unsigned number each")
+    for keyword in _WHOLE_NUMBERS:
+        whole_number(header, keyword, 0)
+    for item in items_of(header, "DimensionIndexSequence"):
+        whole_number(item, "DimensionIndexPointer", 0)
     found: SegmentationType = kind
     return found
 
 
 def _positive(header: Dataset, keyword: str) -> int:
-    value = header.get(keyword)
-    try:
-        number = int(value)
-    except (TypeError, ValueError) as error:
-        raise NotASegmentation(f"{keyword} is missing or not a number") from error
+    number = whole_number(header, keyword, 0)
     if number < 1:
-        raise NotASegmentation(f"{keyword} is {number}: at least 1 is needed")
+        raise NotASegmentation(f"{keyword} is missing or 0: at least 1 is needed")
     return number
 
 
-def _read_segments(header: Dataset) -> tuple[DescribedSegment, ...]:
-    items = header.get("SegmentSequence")
+def _count(header: Dataset) -> int:
+    count = _positive(header, "NumberOfFrames")
+    if count > _MOST_FRAMES:
+        raise NotASegmentation(f"NumberOfFrames is {count}: no more than {_MOST_FRAMES} frames are read")
+    return count
+
+
+def _read_segments(header: Dataset, kind: SegmentationType) -> tuple[DescribedSegment, ...]:
+    items = items_of(header, "SegmentSequence")
     if not items:
         raise NotASegmentation("SegmentSequence is missing or empty: nothing says what the values mean")
-    segments = tuple(_read_segment(item) for item in items)
-    numbers = [segment.number for segment in segments]
-    twice = next((number for number in numbers if numbers.count(number) > 1), None)
-    if twice is not None:
-        raise NotASegmentation(f"SegmentSequence describes SegmentNumber {twice} twice")
+    segments = tuple(_read_segment(item, kind) for item in items)
+    number, times = Counter(segment.number for segment in segments).most_common(1)[0]
+    if times > 1:
+        raise NotASegmentation(f"SegmentSequence describes SegmentNumber {number} twice")
     return segments
 
 
-def _read_segment(item: Dataset) -> DescribedSegment:
-    number = item.get("SegmentNumber")
+def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
+    number = value_of(item, "SegmentNumber")
     if not isinstance(number, int):
-        raise NotASegmentation("SegmentNumber is missing in an item of SegmentSequence")
-    types = item.get("SegmentedPropertyTypeCodeSequence") or ()
-    modifiers = types[0].get("SegmentedPropertyTypeModifierCodeSequence") or () if types else ()
-    cielab = item.get("RecommendedDisplayCIELabValue")
+        raise NotASegmentation("SegmentNumber is missing in an item of SegmentSequence, or is no number")
+    if not (kind != "LABELMAP") <= number <= _LARGEST_NUMBER:
+        raise NotASegmentation(f"SegmentNumber is {number}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2.4)")
+    types = items_of(item, "SegmentedPropertyTypeCodeSequence")
+    regions = items_of(item, "AnatomicRegionSequence")
+    cielab = value_of(item, "RecommendedDisplayCIELabValue")
+    is_colour = isinstance(cielab, MultiValue) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
     return DescribedSegment(
-        number=number,
-        label=str(item.get("SegmentLabel") or ""),
-        category=_first(_codes(item.get("SegmentedPropertyCategoryCodeSequence"))),
-        type=_first(_codes(types)),
-        modifiers=_codes(modifiers),
-        regions=_codes(item.get("AnatomicRegionSequence")),
-        algorithm_type=str(item.get("SegmentAlgorithmType") or ""),
-        algorithm_name=str(item.get("SegmentAlgorithmName") or ""),
-        tracking_id=str(item.get("TrackingID") or ""),
-        tracking_uid=str(item.get("TrackingUID") or ""),
-        cielab=(cielab[0], cielab[1], cielab[2]) if cielab is not None and len(cielab) == 3 else None,
+        number=int(number),
+        label=text_of(item, "SegmentLabel"),
+        category=_first(_codes(item, "SegmentedPropertyCategoryCodeSequence")),
+        type=_first(_codes(item, "SegmentedPropertyTypeCodeSequence")),
+        modifiers=_codes(types[0], "SegmentedPropertyTypeModifierCodeSequence") if types else (),
+        regions=_codes(item, "AnatomicRegionSequence"),
+        algorithm_type=text_of(item, "SegmentAlgorithmType"),
+        algorithm_name=text_of(item, "SegmentAlgorithmName"),
+        tracking_id=text_of(item, "TrackingID"),
+        tracking_uid=text_of(item, "TrackingUID"),
+        cielab=(cielab[0], cielab[1], cielab[2]) if is_colour else None,
+        description=text_of(item, "SegmentDescription"),
+        region_modifiers=_codes(regions[0], "AnatomicRegionModifierSequence") if regions else (),
+        structures=_codes(item, "PrimaryAnatomicStructureSequence"),
+        algorithm=_read_algorithm(item),
     )
 
 
-def _codes(sequence: Any) -> tuple[Code, ...]:
+def _read_algorithm(item: Dataset) -> AlgorithmIdentification | None:
+    items = items_of(item, "SegmentationAlgorithmIdentificationSequence")
+    if not items:
+        return None
+    return AlgorithmIdentification(
+        name=text_of(items[0], "AlgorithmName"),
+        version=text_of(items[0], "AlgorithmVersion"),
+        family=_first(_codes(items[0], "AlgorithmFamilyCodeSequence")),
+        source=text_of(items[0], "AlgorithmSource"),
+        parameters=texts_of(items[0], "AlgorithmParameters"),
+    )
+
+
+def _codes(item: Dataset, keyword: str) -> tuple[Code, ...]:
     return tuple(
         Code(
-            str(item.get("CodingSchemeDesignator") or ""),
-            str(item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or ""),
-            str(item.get("CodeMeaning") or ""),
+            text_of(code, "CodingSchemeDesignator"),
+            text_of(code, "CodeValue") or text_of(code, "LongCodeValue") or text_of(code, "URNCodeValue"),
+            text_of(code, "CodeMeaning"),
         )
-        for item in sequence or ()
+        for code in items_of(item, keyword)
     )
 
 
@@ -195,36 +247,47 @@ def _read_table(
     data: Buffer,
     found: dict[int, Element],
     header: Dataset,
-    encoding: Encoding,
     count: int,
+    kind: SegmentationType,
     segments: tuple[DescribedSegment, ...],
 ) -> FrameTable:
-    shared = read_frame_groups(data, found[_SHARED], encoding) if _SHARED in found else []
-    if _PER_FRAME in found and (frames := read_frame_groups(data, found[_PER_FRAME], encoding)):
-        if len(frames) != count:
-            raise NotASegmentation(
-                f"PerFrameFunctionalGroupsSequence has {len(frames)} items for {count} frames (NumberOfFrames)"
-            )
-    elif header.get("DimensionOrganizationType") == "TILED_FULL":
-        frames = _tiled_full(header, count, segments)
-    else:
-        frames = [FrameGroups() for _ in range(count)]
-    return frame_table(shared[0] if shared else FrameGroups(), frames)
+    shared = read_frame_groups(data, found[_SHARED]) if _SHARED in found else []
+    frames = read_frame_groups(data, found[_PER_FRAME]) if _PER_FRAME in found else []
+    if frames and len(frames) != count:
+        raise NotASegmentation(f"PerFrameFunctionalGroupsSequence has {len(frames)} items for {count} frames (NumberOfFrames)")
+    table = frame_table(shared[0] if shared else FrameGroups(), frames or [FrameGroups()] * count)
+    if value_of(header, "DimensionOrganizationType") == "TILED_FULL":
+        table = _tiled_full(table, header, kind, segments)
+    if kind != "LABELMAP":
+        _require_described(table, segments)
+    return table
 
 
-def _tiled_full(header: Dataset, count: int, segments: tuple[DescribedSegment, ...]) -> list[FrameGroups]:
+def _require_described(table: FrameTable, segments: tuple[DescribedSegment, ...]) -> None:
+    """Refuse frames of segments that nothing is said of: they would be left out."""
+    numbers = [segment.number for segment in segments]
+    unknown = np.flatnonzero(~np.isin(table.segment_numbers, numbers))
+    if len(unknown):
+        number = int(table.segment_numbers[unknown[0]])
+        what = f"is {number}, which SegmentSequence does not describe" if number else "is missing"
+        raise NotASegmentation(f"ReferencedSegmentNumber of frame {unknown[0] + 1} {what}")
+
+
+def _tiled_full(
+    table: FrameTable, header: Dataset, kind: SegmentationType, segments: tuple[DescribedSegment, ...]
+) -> FrameTable:
     """What TILED_FULL leaves out: tiles row by row, for each focal plane, for each segment (PS3.3 C.7.6.17.3)."""
     rows, columns = _positive(header, "Rows"), _positive(header, "Columns")
     down = range(1, _positive(header, "TotalPixelMatrixRows") + 1, rows)
     across = range(1, _positive(header, "TotalPixelMatrixColumns") + 1, columns)
-    planes = int(header.get("TotalPixelMatrixFocalPlanes") or 1)
-    numbers = [None] if header.SegmentationType == "LABELMAP" else [segment.number for segment in segments]
-    if len(down) * len(across) * planes * len(numbers) != count:
-        raise NotASegmentation(f"NumberOfFrames is {count}, which is not what TILED_FULL tiles of the total pixel matrix are")
-    return [
-        FrameGroups(tile=(row, column), segment_number=number)
-        for number in numbers
-        for _ in range(planes)
-        for row in down
-        for column in across
-    ]
+    planes = whole_number(header, "TotalPixelMatrixFocalPlanes", 1)
+    numbers = [0] if kind == "LABELMAP" else [segment.number for segment in segments]
+    if len(down) * len(across) * planes * len(numbers) != len(table):
+        what = "which is not what TILED_FULL tiles of the total pixel matrix are"
+        raise NotASegmentation(f"NumberOfFrames is {len(table)}, {what}")
+    tiles = np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
+    return replace(
+        table,
+        tiles=np.where(table.tiles > 0, table.tiles, np.tile(tiles, (planes * len(numbers), 1))),
+        segment_numbers=np.where(table.segment_numbers > 0, table.segment_numbers, np.repeat(numbers, len(tiles) * planes)),
+    )

@@ -14,6 +14,17 @@ SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 
 
 @dataclass(frozen=True)
+class AlgorithmIdentification:
+    """What made a segment (PS3.3 10.16); absent text is empty."""
+
+    name: str
+    version: str
+    family: Code | None = None
+    source: str = ""
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DescribedSegment:
     """An item of SegmentSequence (PS3.3 C.8.20.4); absent text is empty."""
 
@@ -28,14 +39,19 @@ class DescribedSegment:
     tracking_id: str = ""
     tracking_uid: str = ""
     cielab: tuple[int, int, int] | None = None
+    description: str = ""
+    region_modifiers: tuple[Code, ...] = ()
+    structures: tuple[Code, ...] = ()
+    algorithm: AlgorithmIdentification | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A Segmentation object as it was read.
 
-    `header` is its data set without pixel data and per-frame functional groups, which are in `frames` and `table`.
-    `segments` are in the order of SegmentSequence.
+    `header` is its data set without pixel data and per-frame functional groups, which are in `frames` and `table`; what
+    segmentations need of it was looked at, other attributes are decoded when they are asked for. `segments` are in the
+    order of SegmentSequence.
     """
 
     header: Dataset
@@ -53,12 +69,12 @@ class Segmentation:
     @property
     def rows(self) -> int:
         """Rows of a frame."""
-        return int(self.header.Rows)
+        return self.frames.shape.rows
 
     @property
     def columns(self) -> int:
         """Columns of a frame."""
-        return int(self.header.Columns)
+        return self.frames.shape.columns
 
     @cached_property
     def segment(self) -> dict[int, DescribedSegment]:
@@ -83,6 +99,11 @@ class Segmentation:
     def is_tiled(self) -> bool:
         """Whether its frames are tiles of a total pixel matrix."""
         return bool(self.header.get("TotalPixelMatrixRows")) and bool(self.header.get("TotalPixelMatrixColumns"))
+
+    @cached_property
+    def index_pointers(self) -> tuple[int, ...]:
+        """The tag of the attribute that each dimension index stands for (DimensionIndexSequence)."""
+        return tuple(int(item.get("DimensionIndexPointer") or 0) for item in self.header.get("DimensionIndexSequence") or ())
 
     @property
     def maximum_fractional_value(self) -> int:

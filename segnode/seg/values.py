@@ -1,0 +1,49 @@
+"""Values of attributes that a file holds, or does not hold: what is not of its VR is refused by name, without what it says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from segnode.errors import NotASegmentation
+
+
+def value_of(item: Dataset, keyword: str) -> Any:
+    """The value of an attribute, None when absent. Raises NotASegmentation when it cannot be decoded."""
+    try:
+        return item.get(keyword)
+    except Exception as error:
+        raise NotASegmentation(f"{keyword} cannot be read: its value is not of its VR ({type(error).__name__})") from error
+
+
+def items_of(item: Dataset, keyword: str) -> Sequence[Dataset]:
+    """The items of a sequence, none when absent. Raises NotASegmentation."""
+    value = value_of(item, keyword) or ()
+    if not isinstance(value, Sequence) or not all(isinstance(inner, Dataset) for inner in value):
+        raise NotASegmentation(f"{keyword} is no sequence of items")
+    return value
+
+
+def text_of(item: Dataset, keyword: str) -> str:
+    """The value as text, empty when absent. Raises NotASegmentation."""
+    value = value_of(item, keyword)
+    return "" if value is None else str(value)
+
+
+def texts_of(item: Dataset, keyword: str) -> tuple[str, ...]:
+    """Every value as text, none when absent. Raises NotASegmentation."""
+    value = value_of(item, keyword)
+    if value is None:
+        return ()
+    return tuple(str(part) for part in value) if isinstance(value, MultiValue) else (str(value),)
+
+
+def whole_number(item: Dataset, keyword: str, absent: int) -> int:
+    """A number from 0; `absent` where there is none or an empty one. Raises NotASegmentation."""
+    value = value_of(item, keyword)
+    if value is None or value == "":
+        return absent
+    if not isinstance(value, int) or value < 0:
+        raise NotASegmentation(f"{keyword} does not hold one number of 0 or more")
+    return int(value)
