@@ -23,7 +23,8 @@ class FrameItem:
     """What the functional groups of one frame say; None and empty are left out.
 
     `position` is LPS mm of the centre of the first pixel, or X, Y, Z offset in the slide's coordinate system together with
-    `tile`, the row and column (from 1) of the first pixel in the total pixel matrix.
+    `tile`, the row and column (from 1) of the first pixel in the total pixel matrix. `label` tells frames apart that have
+    no place.
     """
 
     sources: tuple[SourceImage, ...] = ()
@@ -32,6 +33,7 @@ class FrameItem:
     tile: tuple[int, int] | None = None
     segment_number: int | None = None
     spatial_locations_preserved: bool = True
+    label: str = ""
 
 
 def frame_items(items: Iterable[FrameItem], encoding: Encoding) -> bytes:
@@ -105,12 +107,13 @@ def _frame(write: _Writer, item: FrameItem) -> bytes:
     parts.append(
         write.sequence(
             "FrameContentSequence",
-            write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices)) if indices else b"",
+            (write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices)) if indices else b"")
+            + (write.text("FrameLabel", b"LO", item.label) if item.label else b""),
         )
     )
     if item.position is not None and item.tile is None:
         parts.append(
-            write.sequence("PlanePositionSequence", write.text("ImagePositionPatient", b"DS", _decimals(item.position)))
+            write.sequence("PlanePositionSequence", write.text("ImagePositionPatient", b"DS", decimals(item.position)))
         )
     if item.tile is not None:
         parts.append(write.sequence("PlanePositionSlideSequence", _slide_position(write, item.tile, item.position)))
@@ -125,15 +128,15 @@ def _slide_position(write: _Writer, tile: tuple[int, int], offsets: tuple[float,
     row, column = tile
     axes = zip("XYZ", offsets or (), strict=False)
     return (
-        b"".join(write.text(f"{axis}OffsetInSlideCoordinateSystem", b"DS", _decimals((offset,))) for axis, offset in axes)
+        b"".join(write.text(f"{axis}OffsetInSlideCoordinateSystem", b"DS", decimals((offset,))) for axis, offset in axes)
         + write.element("ColumnPositionInTotalImagePixelMatrix", b"SL", struct.pack("<i", column))
         + write.element("RowPositionInTotalImagePixelMatrix", b"SL", struct.pack("<i", row))
     )
 
 
 @lru_cache(maxsize=4096)
-def _decimals(numbers: tuple[float, ...]) -> str:
-    """Decimal strings of 16 characters at most (PS3.5 6.2)."""
+def decimals(numbers: tuple[float, ...]) -> str:
+    """Numbers as decimal strings of 16 characters at most (PS3.5 6.2)."""
     return "\\".join(repr(n) if len(repr(n)) <= 16 else format_number_as_ds(n) for n in map(_short, numbers))
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,23 @@ from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
 from segnode.seg.forms import Form
 from segnode.seg.fragments import encapsulated, frames_of_fragments
 
-FramesToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
+FrameToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
 
 # Frames that a thread takes at once: enough that taking them costs nothing, few enough that threads end together.
 _TAKEN_AT_ONCE: Final = 8
 _MOST_THREADS: Final = 8
+
+
+class FramesToEncode(Protocol):
+    """Frames (rows, columns) of bool, uint8 or uint16: an array of them, or what makes each when it is asked for."""
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """That of every frame."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> FrameToEncode: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,7 +198,7 @@ def frames_of(dataset: Dataset) -> Frames:
 
 
 def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
-    """The codestream of every one of (frames, rows, columns), in their order, by several threads; bool is 1 bit."""
+    """The codestream of every frame, in their order, by several threads; bool is 1 bit."""
     encode, bits = codec.encode, _bits(frames)
     if encode is None or bits not in codec.bits:
         raise ValueError(f"{codec.name} has no codestreams of {bits} bits")
@@ -200,14 +212,35 @@ def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
 
 
 def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes:
-    """The value of PixelData for (frames, rows, columns), of even length; bool is 1 bit, packed across frames if native."""
+    """The value of PixelData for frames, of even length; bool is 1 bit, packed across frames if native."""
     if codec.encapsulated:
         return encapsulated(encode_frames(frames, codec))
-    if frames.dtype == np.bool_:
-        data = np.packbits(frames, axis=None, bitorder="little").tobytes()
-    else:
+    if isinstance(frames, np.ndarray) and frames.dtype != np.bool_:
         data = frames.astype(frames.dtype.newbyteorder("<"), copy=False).tobytes()
-    return data + b"\0" * (len(data) % 2)
+        return data + b"\0" * (len(data) % 2)
+    return _native_data(frames).tobytes()
+
+
+def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
+    """Frames one behind the other, eight at a time: so many take whole bytes, whatever a frame of 1 bit does."""
+    count, bits = len(frames), _bits(frames)
+    pixels = frames[0].size if count else 0
+    length = (count * pixels * bits + 7) // 8
+    out = np.zeros(length + length % 2, np.uint8)
+
+    def write(group: int) -> None:
+        first = group * 8
+        some = np.stack([frames[place] for place in range(first, min(first + 8, count))])
+        data: npt.NDArray[Any] = (
+            np.packbits(some.view(np.uint8), axis=None, bitorder="little")
+            if bits == 1
+            else some.astype(some.dtype.newbyteorder("<"), copy=False)
+        )
+        start = first * pixels * bits // 8
+        out[start : start + data.nbytes] = data.reshape(-1).view(np.uint8)
+
+    _for_each(write, -(-count // 8), taken_at_once=1)
+    return out
 
 
 def set_pixels(dataset: Dataset, frames: FramesToEncode, form: Form) -> None:
@@ -222,18 +255,18 @@ def _bits(frames: FramesToEncode) -> int:
     return 1 if frames.dtype == np.bool_ else frames.dtype.itemsize * 8
 
 
-def _for_each(work: Callable[[int], None], count: int) -> None:
+def _for_each(work: Callable[[int], None], count: int, taken_at_once: int = _TAKEN_AT_ONCE) -> None:
     """Do the work for every place below `count`; the codecs let threads run beside each other."""
 
     def take(first: int) -> None:
-        for place in range(first, min(first + _TAKEN_AT_ONCE, count)):
+        for place in range(first, min(first + taken_at_once, count)):
             work(place)
 
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // _TAKEN_AT_ONCE))
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // taken_at_once))
     if threads < 2:
-        for first in range(0, count, _TAKEN_AT_ONCE):
+        for first in range(0, count, taken_at_once):
             take(first)
         return
     with ThreadPoolExecutor(threads, "frames") as pool:
-        for _ in pool.map(take, range(0, count, _TAKEN_AT_ONCE)):
+        for _ in pool.map(take, range(0, count, taken_at_once)):
             pass

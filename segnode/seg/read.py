@@ -161,18 +161,26 @@ def _read_segment(item: Dataset) -> DescribedSegment:
     types = item.get("SegmentedPropertyTypeCodeSequence") or ()
     modifiers = types[0].get("SegmentedPropertyTypeModifierCodeSequence") or () if types else ()
     cielab = item.get("RecommendedDisplayCIELabValue")
+    identified = next(iter(item.get("SegmentationAlgorithmIdentificationSequence") or ()), Dataset())
+    regions = item.get("AnatomicRegionSequence") or ()
+    region_modifiers = tuple(_codes(region.get("AnatomicRegionModifierSequence")) for region in regions)
     return DescribedSegment(
         number=number,
         label=str(item.get("SegmentLabel") or ""),
         category=_first(_codes(item.get("SegmentedPropertyCategoryCodeSequence"))),
         type=_first(_codes(types)),
         modifiers=_codes(modifiers),
-        regions=_codes(item.get("AnatomicRegionSequence")),
+        regions=_codes(regions),
         algorithm_type=str(item.get("SegmentAlgorithmType") or ""),
         algorithm_name=str(item.get("SegmentAlgorithmName") or ""),
         tracking_id=str(item.get("TrackingID") or ""),
         tracking_uid=str(item.get("TrackingUID") or ""),
         cielab=(cielab[0], cielab[1], cielab[2]) if cielab is not None and len(cielab) == 3 else None,
+        algorithm_version=str(identified.get("AlgorithmVersion") or ""),
+        algorithm_family=_first(_codes(identified.get("AlgorithmFamilyCodeSequence"))),
+        region_modifiers=region_modifiers if any(region_modifiers) else (),
+        primary_structures=_codes(item.get("PrimaryAnatomicStructureSequence")),
+        description=str(item.get("SegmentDescription") or ""),
     )
 
 
