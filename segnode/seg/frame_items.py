@@ -1,7 +1,7 @@
 """The items of PerFrameFunctionalGroupsSequence (PS3.3 C.7.6.16) as bytes: ten thousand in a fraction of a second."""
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +40,24 @@ def frame_items(items: Iterable[FrameItem], encoding: Encoding) -> bytes:
     """The value of PerFrameFunctionalGroupsSequence, little endian, with explicit lengths."""
     write = _Writer(encoding)
     return b"".join(write.item(_frame(write, item)) for item in items)
+
+
+def referenced_series(references: Mapping[str, Sequence[SourceImage]], encoding: Encoding) -> bytes:
+    """The value of ReferencedSeriesSequence (PS3.3 C.12.2) for images by the UID of their series."""
+    write = _Writer(encoding)
+
+    def instance(image: SourceImage) -> bytes:
+        return write.text("ReferencedSOPClassUID", b"UI", image.sop_class_uid) + write.text(
+            "ReferencedSOPInstanceUID", b"UI", image.sop_instance_uid
+        )
+
+    return b"".join(
+        write.item(
+            write.sequence("ReferencedInstanceSequence", *map(instance, images))
+            + write.text("SeriesInstanceUID", b"UI", series_instance_uid)
+        )
+        for series_instance_uid, images in references.items()
+    )
 
 
 class _Writer:

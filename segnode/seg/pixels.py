@@ -211,14 +211,13 @@ def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
     return encoded
 
 
-def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes:
+def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
     """The value of PixelData for frames, of even length; bool is 1 bit, packed across frames if native."""
     if codec.encapsulated:
         return encapsulated(encode_frames(frames, codec))
-    if isinstance(frames, np.ndarray) and frames.dtype != np.bool_:
-        data = frames.astype(frames.dtype.newbyteorder("<"), copy=False).tobytes()
-        return data + b"\0" * (len(data) % 2)
-    return _native_data(frames).tobytes()
+    if isinstance(frames, np.ndarray) and frames.dtype != np.bool_ and frames.nbytes % 2 == 0:
+        return np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    return _native_data(frames).data
 
 
 def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
@@ -245,7 +244,7 @@ def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
 
 def set_pixels(dataset: Dataset, frames: FramesToEncode, form: Form) -> None:
     """Write (frames, rows, columns) of 8 or 16 bits, or of 1 bit as bool, to PixelData."""
-    dataset.PixelData = pixel_data(frames, form.codec)
+    dataset.PixelData = bytes(pixel_data(frames, form.codec))
     words = not form.codec.encapsulated and frames.dtype.itemsize == 2
     dataset["PixelData"].VR = "OW" if words else "OB"
     dataset["PixelData"].is_undefined_length = form.codec.encapsulated

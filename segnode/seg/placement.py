@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.tag import BaseTag, Tag
 
 from segnode.dicom.geometry import Vector
 from segnode.errors import NotAVolume
@@ -81,8 +83,8 @@ def on_images(images: Sequence[Dataset]) -> Placement:
     _require_alike(images, "Rows", 0)
     _require_alike(images, "Columns", 0)
     size = (int(first.Rows), int(first.Columns))
-    sources = [(_source(image),) for image in images]
-    placed = [image for image in images if image.get("ImagePositionPatient")]
+    sources = [(_whole(image),) for image in images]
+    placed = [image for image in images if _stored(image, "ImagePositionPatient")]
     if placed and len(placed) < len(images):
         raise NotAVolume("some images have an ImagePositionPatient and some do not: leave out those of the wrong kind")
     if not placed:
@@ -191,7 +193,7 @@ def on_slide(
     matrix of another size than the image's covers the same area, unless its `spacing` (mm) is given. `origin` is X, Y
     offset in mm. Raises NotAVolume.
     """
-    whole = _matrix_size(image)
+    whole = matrix_size(image)
     rows, columns = shape or whole
     own = _slide_spacing(image)
     between = tuple(map(float, spacing or (own[0] * whole[0] / rows, own[1] * whole[1] / columns)))
@@ -225,7 +227,7 @@ def _on_tiles(image: Dataset, sources: Sequence[tuple[SourceImage, ...]]) -> Pla
         for number, source in enumerate(sources, start=1)
     )
     order = tuple(sorted(range(len(places)), key=lambda place: places[place].tile or (0, 0)))
-    matrix = Matrix(*_matrix_size(image), corner, size, cut=False)
+    matrix = Matrix(*matrix_size(image), corner, size, cut=False)
     return Placement((image,), places, order, size, cosines, spacing, _slide_thickness(image), matrix=matrix)
 
 
@@ -293,16 +295,18 @@ def _first(images: Sequence[Dataset]) -> Dataset:
     if not images:
         raise NotAVolume("there is no source image: patient and study are taken from one")
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if len({str(image.get(keyword) or "") for image in images}) > 1:
+        if len({text_of(image, keyword) for image in images}) > 1:
             raise NotAVolume(f"the source images differ in their {keyword}: write a segmentation for each")
     return images[0]
 
 
 def _require_alike(items: Sequence[Dataset], keyword: str, tolerance: float) -> None:
-    first = items[0].get(keyword)
+    first = _stored(items[0], keyword)
     for item in items:
-        value = item.get(keyword)
-        if value != first and not (value and first and _close(value, first, tolerance)):
+        if _stored(item, keyword) == first:
+            continue
+        value, other = item.get(keyword), items[0].get(keyword)
+        if value != other and not (value and other and _close(value, other, tolerance)):
             raise NotAVolume(f"the source images differ in their {keyword}: write a segmentation for each")
 
 
@@ -311,18 +315,45 @@ def _close(value: Any, other: Any, tolerance: float) -> bool:
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
 
 
+def _stored(item: Dataset, keyword: str) -> Any:
+    """A value as it is: bytes where nobody has asked for it yet, which spares a thousand images' decoding."""
+    element = item.get_item(_tag(keyword)) if _tag(keyword) in item else None
+    return element.value if element is not None else None
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
+def text_of(item: Dataset, keyword: str) -> str:
+    """A value of plain characters (UI, CS) as text; empty when it is absent."""
+    value = _stored(item, keyword)
+    return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value or "")
+
+
 def _numbers(item: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    value = item.get(keyword)
-    numbers = tuple(float(number) for number in value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    value = _stored(item, keyword)
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").strip(" \0").split("\\")
+    try:
+        numbers = tuple(float(number) for number in value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    except ValueError:
+        numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise NotAVolume(f"{keyword} of the source image does not hold {count} numbers")
     return numbers
 
 
-def _source(image: Dataset) -> SourceImage:
-    if int(image.get("NumberOfFrames") or 1) > 1:
+def source_of(image: Dataset) -> SourceImage:
+    """A reference to an image."""
+    return SourceImage(text_of(image, "SOPClassUID"), text_of(image, "SOPInstanceUID"), ())
+
+
+def _whole(image: Dataset) -> SourceImage:
+    if int(text_of(image, "NumberOfFrames") or 1) > 1:
         raise NotAVolume(f"SOP instance {image.SOPInstanceUID} is multi-frame: give it alone, and place planes on its frames")
-    return SourceImage(str(image.SOPClassUID), str(image.SOPInstanceUID), ())
+    return source_of(image)
 
 
 def _group(frame: Dataset, shared: Dataset, keyword: str) -> Dataset:
@@ -333,7 +364,8 @@ def _is_tiled(image: Dataset) -> bool:
     return bool(image.get("TotalPixelMatrixRows")) and bool(image.get("TotalPixelMatrixColumns"))
 
 
-def _matrix_size(image: Dataset) -> tuple[int, int]:
+def matrix_size(image: Dataset) -> tuple[int, int]:
+    """Rows and columns of a slide image's total pixel matrix. Raises NotAVolume."""
     if not _is_tiled(image):
         raise NotAVolume(f"SOP instance {image.get('SOPInstanceUID')} has no total pixel matrix (TotalPixelMatrixRows)")
     return int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
@@ -392,6 +424,6 @@ def _tiles(image: Dataset) -> list[tuple[int, int]]:
         return [
             (int(item.RowPositionInTotalImagePixelMatrix), int(item.ColumnPositionInTotalImagePixelMatrix)) for item in items
         ]
-    rows, columns = _matrix_size(image)
+    rows, columns = matrix_size(image)
     whole = [(r, c) for r in range(1, rows + 1, int(image.Rows)) for c in range(1, columns + 1, int(image.Columns))]
     return [whole[number % len(whole)] for number in range(count)]

@@ -28,11 +28,12 @@ from segnode.seg.describe import (
     without_colours,
 )
 from segnode.seg.forms import Form
+from segnode.seg.frame_groups import SourceImage
 from segnode.seg.frame_items import FrameItem, decimals
 from segnode.seg.layout import Layout, Pixels, lay_out, shaped
 from segnode.seg.part10 import part10
 from segnode.seg.pixels import pixel_data
-from segnode.seg.placement import Matrix, Placement, on_images
+from segnode.seg.placement import Matrix, Placement, on_images, source_of, text_of
 from segnode.seg.segmentation import DescribedSegment, SegmentationType
 from segnode.seg.segments import LabelDictionary
 
@@ -189,14 +190,13 @@ def write_segmentation(
         set_palette(header, described)
         described = without_colours(described)
     header.SegmentSequence = segment_items(described)
-    header.ReferencedSeriesSequence = _referenced_series(placement.images)
     header.update(_organization(layout, placement, stored_as.type, identity))
     if placement.matrix is not None:
         header.update(_slide(placement.images[0], placement.matrix, placement.orientation, pyramid))
     own = (identity.series_description, identity.manufacturer, identity.content_description, identity.content_creator_name)
     _use_a_character_set_for(header, [*texts(described), *own])
     items = [] if full else _frame_items(layout, placement, stored_as.type)
-    return part10(header, items, pixel_data(layout.frames, codec), codec)
+    return part10(header, items, pixel_data(layout.frames, codec), codec, _by_series(placement.images))
 
 
 def _require_form(stored_as: StoredAs) -> Codec:
@@ -311,7 +311,7 @@ def _image_description(layout: Layout, size: tuple[int, ...], images: Sequence[D
     if stored_as.type == "FRACTIONAL":
         dataset.SegmentationFractionalType = stored_as.fractional_type
         dataset.MaximumFractionalValue = stored_as.maximum_fractional_value
-    lossy = next((image for image in images if image.get(_LOSSY) == "01"), None)
+    lossy = next((image for image in images if text_of(image, _LOSSY) == "01"), None)
     dataset.LossyImageCompression = "01" if lossy is not None else "00"
     for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if lossy is not None and keyword in lossy:
@@ -319,18 +319,12 @@ def _image_description(layout: Layout, size: tuple[int, ...], images: Sequence[D
     return dataset
 
 
-def _referenced_series(images: Sequence[Dataset]) -> list[Dataset]:
-    """Common instance reference (PS3.3 C.12.2): every image that frames were made from."""
-    of_series: dict[str, list[Dataset]] = {}
+def _by_series(images: Sequence[Dataset]) -> dict[str, list[SourceImage]]:
+    """Every image that frames were made from, by its series."""
+    of_series: dict[str, list[SourceImage]] = {}
     for image in images:
-        of_series.setdefault(str(image.SeriesInstanceUID), []).append(image)
-    items = []
-    for series_instance_uid, of in of_series.items():
-        item = Dataset()
-        item.SeriesInstanceUID = series_instance_uid
-        item.ReferencedInstanceSequence = [_reference(image) for image in of]
-        items.append(item)
-    return items
+        of_series.setdefault(text_of(image, "SeriesInstanceUID"), []).append(source_of(image))
+    return of_series
 
 
 def _reference(image: Dataset) -> Dataset:
@@ -367,7 +361,7 @@ def _organization(layout: Layout, placement: Placement, kind: SegmentationType, 
 def _organization_uid(placement: Placement, kind: SegmentationType, identity: Identity) -> str:
     """Labelmaps on the same images are organised alike, and everything else in a way of its own."""
     if kind == "LABELMAP" and placement.matrix is None and all(place.sources for place in placement.places):
-        return derived_uid("dimension organization", *(str(image.SOPInstanceUID) for image in placement.images))
+        return derived_uid("dimension organization", *(text_of(image, "SOPInstanceUID") for image in placement.images))
     return derived_uid("dimension organization", kind, identity.sop_instance_uid)
 
 
