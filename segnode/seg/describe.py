@@ -1,5 +1,6 @@
 """SegmentSequence (PS3.3 C.8.20.4) of segments that are described, and the colours of a PALETTE COLOR labelmap (C.7.9)."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,8 +11,10 @@ from PIL import ImageCms
 from pydicom import Dataset
 
 from segnode.dicom.codes import Code
+from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import LabelError
 from segnode.seg.colour import recommended_cielab, srgb
+from segnode.seg.frame_items import ElementWriter
 from segnode.seg.segmentation import DescribedSegment, SegmentationType
 from segnode.seg.segments import LabelDictionary
 
@@ -108,66 +111,75 @@ def with_background(segments: Sequence[DescribedSegment]) -> tuple[DescribedSegm
     return (*segments, algorithm)
 
 
-def segment_items(segments: Sequence[DescribedSegment]) -> list[Dataset]:
-    """The items of SegmentSequence."""
-    return [_segment(segment) for segment in segments]
+def segment_items(segments: Sequence[DescribedSegment], encoding: Encoding) -> bytes:
+    """The value of SegmentSequence."""
+    write = ElementWriter(encoding)
+    return b"".join(write.item(_segment(write, segment)) for segment in segments)
 
 
-def _segment(segment: DescribedSegment) -> Dataset:
-    item = Dataset()
-    item.SegmentNumber = segment.number
-    item.SegmentLabel = segment.label
-    if segment.description:
-        item.SegmentDescription = segment.description
-    _set_algorithm(item, segment)
-    item.SegmentedPropertyCategoryCodeSequence = _items([segment.category])
-    item.SegmentedPropertyTypeCodeSequence = _items([segment.type])
-    if segment.modifiers:
-        item.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = _items(segment.modifiers)
-    _set_anatomy(item, segment)
-    if segment.cielab is not None:
-        item.RecommendedDisplayCIELabValue = list(segment.cielab)
-    if segment.tracking_uid:
-        item.TrackingID, item.TrackingUID = segment.tracking_id, segment.tracking_uid
-    return item
+def _segment(write: ElementWriter, segment: DescribedSegment) -> bytes:
+    """An item, its elements in the order of their tags (PS3.5 7.1)."""
+    cielab = struct.pack("<3H", *segment.cielab) if segment.cielab is not None else b""
+    return b"".join(
+        (
+            _anatomy(write, segment),
+            _codes(write, "SegmentedPropertyCategoryCodeSequence", [segment.category]),
+            write.element("SegmentNumber", b"US", struct.pack("<H", segment.number)),
+            write.text("SegmentLabel", b"LO", segment.label),
+            write.text("SegmentDescription", b"ST", segment.description) if segment.description else b"",
+            write.text("SegmentAlgorithmType", b"CS", segment.algorithm_type),
+            _identification(write, segment),
+            write.text("SegmentAlgorithmName", b"LO", segment.algorithm_name) if segment.algorithm_name else b"",
+            write.element("RecommendedDisplayCIELabValue", b"US", cielab) if cielab else b"",
+            _property_type(write, segment),
+            _tracking(write, segment),
+        )
+    )
 
 
-def _set_algorithm(item: Dataset, segment: DescribedSegment) -> None:
-    """Its type and name, and its identification where it is whole (PS3.3 10.16 wants name, version and family)."""
-    item.SegmentAlgorithmType = segment.algorithm_type
-    if segment.algorithm_name:
-        item.SegmentAlgorithmName = segment.algorithm_name
-    if segment.algorithm_family is not None and segment.algorithm_name and segment.algorithm_version:
-        identification = Dataset()
-        identification.AlgorithmFamilyCodeSequence = _items([segment.algorithm_family])
-        identification.AlgorithmName = segment.algorithm_name
-        identification.AlgorithmVersion = segment.algorithm_version
-        item.SegmentationAlgorithmIdentificationSequence = [identification]
+def _anatomy(write: ElementWriter, segment: DescribedSegment) -> bytes:
+    modifiers = [*segment.region_modifiers, *[()] * len(segment.regions)]
+    regions = [
+        write.code(region) + _codes(write, "AnatomicRegionModifierSequence", of)
+        for region, of in zip(segment.regions, modifiers, strict=False)
+    ]
+    written = write.sequence("AnatomicRegionSequence", *regions) if regions else b""
+    return written + _codes(write, "PrimaryAnatomicStructureSequence", segment.primary_structures)
 
 
-def _set_anatomy(item: Dataset, segment: DescribedSegment) -> None:
-    if segment.regions:
-        item.AnatomicRegionSequence = _items(segment.regions)
-        for region, modifiers in zip(item.AnatomicRegionSequence, segment.region_modifiers, strict=False):
-            if modifiers:
-                region.AnatomicRegionModifierSequence = _items(modifiers)
-    if segment.primary_structures:
-        item.PrimaryAnatomicStructureSequence = _items(segment.primary_structures)
+def _identification(write: ElementWriter, segment: DescribedSegment) -> bytes:
+    """Where it is whole: PS3.3 10.16 wants name, version and family."""
+    if segment.algorithm_family is None or not segment.algorithm_name or not segment.algorithm_version:
+        return b""
+    item = (
+        _codes(write, "AlgorithmFamilyCodeSequence", [segment.algorithm_family])
+        + write.text("AlgorithmName", b"LO", segment.algorithm_name)
+        + write.text("AlgorithmVersion", b"LO", segment.algorithm_version)
+    )
+    return write.sequence("SegmentationAlgorithmIdentificationSequence", item)
 
 
-def _items(codes: Sequence[Code | None]) -> list[Dataset]:
-    return [code_item(code) for code in codes if code is not None]
+def _property_type(write: ElementWriter, segment: DescribedSegment) -> bytes:
+    code = write.code(segment.type) if segment.type is not None else b""
+    modifiers = _codes(write, "SegmentedPropertyTypeModifierCodeSequence", segment.modifiers)
+    return write.sequence("SegmentedPropertyTypeCodeSequence", code + modifiers)
+
+
+def _tracking(write: ElementWriter, segment: DescribedSegment) -> bytes:
+    if not segment.tracking_uid:
+        return b""
+    return write.text("TrackingID", b"UT", segment.tracking_id) + write.text("TrackingUID", b"UI", segment.tracking_uid)
+
+
+def _codes(write: ElementWriter, keyword: str, codes: Sequence[Code | None]) -> bytes:
+    items = [write.code(code) for code in codes if code is not None]
+    return write.sequence(keyword, *items) if items else b""
 
 
 def code_item(code: Code) -> Dataset:
-    """The item of a code sequence (PS3.3 8.8): a value of more than 16 characters is a long one, or a URN."""
+    """The item of a code sequence (PS3.3 8.8) whose value is of 16 characters at most."""
     item = Dataset()
-    if len(code.value) <= 16:
-        item.CodeValue = code.value
-    elif code.value.startswith(("urn:", "http:", "https:")):
-        item.URNCodeValue = code.value
-    else:
-        item.LongCodeValue = code.value
+    item.CodeValue = code.value
     item.CodingSchemeDesignator = code.scheme
     item.CodeMeaning = code.meaning
     return item

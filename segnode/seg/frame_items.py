@@ -38,13 +38,13 @@ class FrameItem:
 
 def frame_items(items: Iterable[FrameItem], encoding: Encoding) -> bytes:
     """The value of PerFrameFunctionalGroupsSequence, little endian, with explicit lengths."""
-    write = _Writer(encoding)
+    write = ElementWriter(encoding)
     return b"".join(write.item(_frame(write, item)) for item in items)
 
 
 def referenced_series(references: Mapping[str, Sequence[SourceImage]], encoding: Encoding) -> bytes:
     """The value of ReferencedSeriesSequence (PS3.3 C.12.2) for images by the UID of their series."""
-    write = _Writer(encoding)
+    write = ElementWriter(encoding)
 
     def instance(image: SourceImage) -> bytes:
         return write.text("ReferencedSOPClassUID", b"UI", image.sop_class_uid) + write.text(
@@ -60,14 +60,13 @@ def referenced_series(references: Mapping[str, Sequence[SourceImage]], encoding:
     )
 
 
-class _Writer:
-    """Elements in an encoding."""
+class ElementWriter:
+    """Elements in an encoding, little endian; what is written often is written once."""
 
     def __init__(self, encoding: Encoding) -> None:
         self._implicit = encoding.implicit_vr
-        # Most frames share their sources and codes: what was written once is not written anew.
         self.derivation = lru_cache(maxsize=4096)(self._derivation)
-        self.code = lru_cache(maxsize=16)(self._code)
+        self.code = lru_cache(maxsize=1024)(self._code)
 
     def element(self, keyword: str, vr: bytes, value: bytes) -> bytes:
         """An element with its header."""
@@ -79,8 +78,8 @@ class _Writer:
         return tag + vr + struct.pack("<H", len(value)) + value
 
     def text(self, keyword: str, vr: bytes, value: str) -> bytes:
-        """A text element of even length."""
-        encoded = value.encode("ascii")
+        """A text element of even length; what is not ASCII is UTF-8, as the data set then is."""
+        encoded = value.encode()
         padding = b"\0" if vr == b"UI" else b" "
         return self.element(keyword, vr, encoded + padding * (len(encoded) % 2))
 
@@ -93,11 +92,13 @@ class _Writer:
         return self.element(keyword, b"SQ", b"".join(map(self.item, items)))
 
     def _code(self, code: Code) -> bytes:
-        return (
-            self.text("CodeValue", b"SH", code.value)
-            + self.text("CodingSchemeDesignator", b"SH", code.scheme)
-            + self.text("CodeMeaning", b"LO", code.meaning)
-        )
+        """The item of a code sequence (PS3.3 8.8): a value of more than 16 characters is a long one, or a URN."""
+        rest = self.text("CodingSchemeDesignator", b"SH", code.scheme) + self.text("CodeMeaning", b"LO", code.meaning)
+        if len(code.value) <= 16:
+            return self.text("CodeValue", b"SH", code.value) + rest
+        if code.value.startswith(("urn:", "http:", "https:")):
+            return rest + self.text("URNCodeValue", b"UR", code.value)
+        return rest + self.text("LongCodeValue", b"UC", code.value)
 
     def _derivation(self, sources: Sequence[SourceImage], preserved: str) -> bytes:
         return self.sequence(
@@ -117,7 +118,7 @@ class _Writer:
         )
 
 
-def _frame(write: _Writer, item: FrameItem) -> bytes:
+def _frame(write: ElementWriter, item: FrameItem) -> bytes:
     parts = []
     if item.sources:
         parts.append(write.derivation(item.sources, "YES" if item.spatial_locations_preserved else "NO"))
@@ -142,7 +143,7 @@ def _frame(write: _Writer, item: FrameItem) -> bytes:
     return b"".join(parts)
 
 
-def _slide_position(write: _Writer, tile: tuple[int, int], offsets: tuple[float, ...] | None) -> bytes:
+def _slide_position(write: ElementWriter, tile: tuple[int, int], offsets: tuple[float, ...] | None) -> bytes:
     row, column = tile
     axes = zip("XYZ", offsets or (), strict=False)
     return (
@@ -163,7 +164,7 @@ def _short(number: float) -> float:
     return int(number) if float(number).is_integer() else float(number)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _tag(keyword: str) -> bytes:
     tag = tag_for_keyword(keyword)
     if tag is None:

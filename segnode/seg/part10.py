@@ -11,14 +11,13 @@ from pydicom.charset import default_encoding
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.tag import Tag
 
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from segnode.seg.codecs import Codec
-from segnode.seg.frame_groups import SourceImage
-from segnode.seg.frame_items import FrameItem, frame_items, referenced_series
+from segnode.seg.frame_items import FrameItem, frame_items
 
-_REFERENCED_SERIES: Final = 0x00081115
 _PER_FRAME: Final = 0x52009230
 _PIXEL_DATA: Final = 0x7FE00010
 _UNDEFINED: Final = 0xFFFFFFFF
@@ -30,34 +29,32 @@ def part10(
     items: Sequence[FrameItem],
     pixels: bytes | memoryview,
     codec: Codec,
-    references: Mapping[str, Sequence[SourceImage]] = MappingProxyType({}),
+    sequences: Mapping[str, bytes] = MappingProxyType({}),
 ) -> bytes:
     """A Part 10 file in the transfer syntax of a codec.
 
     `header` has neither per-frame groups, which `items` are, one a frame (none are left out altogether), nor pixel data,
-    whose value `pixels` is, without the delimiter where it is encapsulated, nor, if `references` (images by series) are
-    given, ReferencedSeriesSequence.
+    whose value `pixels` is, without the delimiter where it is encapsulated, nor `sequences`, by keyword, whose values are
+    bytes in the same encoding.
     """
     encoding = encoding_of(codec.transfer_syntax_uid)
-    groups = frame_items(items, encoding)
     words = not codec.encapsulated and header.BitsAllocated == 16
-    listed = referenced_series(references, encoding) if references else b""
+    values = {int(Tag(keyword)): value for keyword, value in sequences.items()}
+    if items:
+        values[_PER_FRAME] = frame_items(items, encoding)
     said = header.get("SpecificCharacterSet") or default_encoding
     charset = said if isinstance(said, str) else [str(each) for each in said]
-
-    def data_set(part: Dataset) -> bytes:
-        return _data_set(part, encoding, charset)
-
-    body = [
-        data_set(header[:_REFERENCED_SERIES]),
-        *([_element(_REFERENCED_SERIES, b"SQ", len(listed), encoding), listed] if listed else []),
-        data_set(header[_REFERENCED_SERIES:_PER_FRAME]),
-        *([_element(_PER_FRAME, b"SQ", len(groups), encoding), groups] if groups else []),
-        data_set(header[_PER_FRAME + 1 : _PIXEL_DATA]),
+    body: list[bytes | memoryview] = []
+    begin = 0
+    for tag, value in sorted(values.items()):
+        body += [_data_set(header[begin:tag], encoding, charset), _element(tag, b"SQ", len(value), encoding), value]
+        begin = tag + 1
+    body += [
+        _data_set(header[begin:_PIXEL_DATA], encoding, charset),
         _element(_PIXEL_DATA, b"OW" if words or encoding.implicit_vr else b"OB", _length(pixels, codec), encoding),
         pixels,
         *([_SEQUENCE_END] if codec.encapsulated else []),
-        data_set(header[_PIXEL_DATA + 1 :]),
+        _data_set(header[_PIXEL_DATA + 1 :], encoding, charset),
     ]
     if encoding.deflated:
         deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)

@@ -317,8 +317,10 @@ def _close(value: Any, other: Any, tolerance: float) -> bool:
 
 def _stored(item: Dataset, keyword: str) -> Any:
     """A value as it is: bytes where nobody has asked for it yet, which spares a thousand images' decoding."""
-    element = item.get_item(_tag(keyword)) if _tag(keyword) in item else None
-    return element.value if element is not None else None
+    try:
+        return item.get_item(_tag(keyword)).value
+    except KeyError:
+        return None
 
 
 @cache

@@ -13,6 +13,7 @@ from pydicom.uid import SegmentationStorage
 
 from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
+from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, MANUFACTURER, derived_uid, is_uid
 from segnode.errors import LabelError
 from segnode.seg.codecs import CODECS, Codec, CodecName
@@ -29,7 +30,7 @@ from segnode.seg.describe import (
 )
 from segnode.seg.forms import Form
 from segnode.seg.frame_groups import SourceImage
-from segnode.seg.frame_items import FrameItem, decimals
+from segnode.seg.frame_items import FrameItem, decimals, referenced_series
 from segnode.seg.layout import Layout, Pixels, lay_out, shaped
 from segnode.seg.part10 import part10
 from segnode.seg.pixels import pixel_data
@@ -189,14 +190,18 @@ def write_segmentation(
     if stored_as.palette:
         set_palette(header, described)
         described = without_colours(described)
-    header.SegmentSequence = segment_items(described)
     header.update(_organization(layout, placement, stored_as.type, identity))
     if placement.matrix is not None:
         header.update(_slide(placement.images[0], placement.matrix, placement.orientation, pyramid))
     own = (identity.series_description, identity.manufacturer, identity.content_description, identity.content_creator_name)
     _use_a_character_set_for(header, [*texts(described), *own])
     items = [] if full else _frame_items(layout, placement, stored_as.type)
-    return part10(header, items, pixel_data(layout.frames, codec), codec, _by_series(placement.images))
+    encoding = encoding_of(codec.transfer_syntax_uid)
+    sequences = {
+        "ReferencedSeriesSequence": referenced_series(_by_series(placement.images), encoding),
+        "SegmentSequence": segment_items(described, encoding),
+    }
+    return part10(header, items, pixel_data(layout.frames, codec), codec, sequences)
 
 
 def _require_form(stored_as: StoredAs) -> Codec:
