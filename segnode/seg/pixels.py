@@ -221,24 +221,27 @@ def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
 
 
 def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
-    """Frames one behind the other, eight at a time: so many take whole bytes, whatever a frame of 1 bit does."""
+    """Frames one behind the other, so many at a time that they take whole bytes: eight, if a frame of 1 bit does not."""
     count, bits = len(frames), _bits(frames)
     pixels = frames[0].size if count else 0
     length = (count * pixels * bits + 7) // 8
-    out = np.zeros(length + length % 2, np.uint8)
+    out = np.empty(length + length % 2, np.uint8)
+    out[length:] = 0
+    together = 1 if pixels * bits % 8 == 0 else 8
 
     def write(group: int) -> None:
-        first = group * 8
-        some = np.stack([frames[place] for place in range(first, min(first + 8, count))])
+        first = group * together
+        some = [frames[place] for place in range(first, min(first + together, count))]
+        values = some[0] if len(some) == 1 else np.stack(some)
         data: npt.NDArray[Any] = (
-            np.packbits(some.view(np.uint8), axis=None, bitorder="little")
+            np.packbits(values.view(np.uint8), axis=None, bitorder="little")
             if bits == 1
-            else some.astype(some.dtype.newbyteorder("<"), copy=False)
+            else np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8)
         )
         start = first * pixels * bits // 8
-        out[start : start + data.nbytes] = data.reshape(-1).view(np.uint8)
+        out[start : start + len(data)] = data
 
-    _for_each(write, -(-count // 8), taken_at_once=1)
+    _for_each(write, -(-count // together))
     return out
 
 
@@ -254,18 +257,18 @@ def _bits(frames: FramesToEncode) -> int:
     return 1 if frames.dtype == np.bool_ else frames.dtype.itemsize * 8
 
 
-def _for_each(work: Callable[[int], None], count: int, taken_at_once: int = _TAKEN_AT_ONCE) -> None:
+def _for_each(work: Callable[[int], None], count: int) -> None:
     """Do the work for every place below `count`; the codecs let threads run beside each other."""
 
     def take(first: int) -> None:
-        for place in range(first, min(first + taken_at_once, count)):
+        for place in range(first, min(first + _TAKEN_AT_ONCE, count)):
             work(place)
 
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // taken_at_once))
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // _TAKEN_AT_ONCE))
     if threads < 2:
-        for first in range(0, count, taken_at_once):
+        for first in range(0, count, _TAKEN_AT_ONCE):
             take(first)
         return
     with ThreadPoolExecutor(threads, "frames") as pool:
-        for _ in pool.map(take, range(0, count, taken_at_once)):
+        for _ in pool.map(take, range(0, count, _TAKEN_AT_ONCE)):
             pass

@@ -317,10 +317,7 @@ def _close(value: Any, other: Any, tolerance: float) -> bool:
 
 def _stored(item: Dataset, keyword: str) -> Any:
     """A value as it is: bytes where nobody has asked for it yet, which spares a thousand images' decoding."""
-    try:
-        return item.get_item(_tag(keyword)).value
-    except KeyError:
-        return None
+    return getattr(item.get_item(_tag(keyword)), "value", None)
 
 
 @cache
