@@ -32,18 +32,16 @@ def described(numbers: list[int]) -> list[DescribedSegment]:
 
 @st.composite
 def labels_of(draw: st.DrawFn, *, consecutive: bool) -> tuple[np.ndarray, list[int]]:
-    """Labels and their numbers, of which more than 255 may be described."""
+    """Labels and their numbers, with gaps, unless they are to be consecutive."""
     if consecutive:
         numbers = list(range(1, draw(st.integers(1, 6)) + 1))
     else:
         numbers = sorted(draw(st.sets(st.integers(1, draw(st.sampled_from([9, 255, 65535]))), min_size=1, max_size=6)))
-        if draw(st.integers(0, 9)) == 0:
-            numbers = list(range(1, 301))
     dtype = draw(st.sampled_from([np.uint8, np.uint16, np.int32, np.int64])) if max(numbers) < 256 else np.uint16
     return draw(any_array(dtype, draw(SHAPES), elements=st.sampled_from([0, *numbers]))), numbers
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=labels_of(consecutive=False), turn=ANGLES, codec=st.sampled_from(sorted(CODECS)), omit=st.booleans())
 def test_labelmaps_come_back(case, turn, codec: str, omit: bool) -> None:
     """The labels are the same, where they were, in our reader and in highdicom; nothing is wrong with the object."""
@@ -62,7 +60,7 @@ def test_labelmaps_come_back(case, turn, codec: str, omit: bool) -> None:
         np.testing.assert_array_equal(theirs.get_pixels_by_source_instance(uids, combine_segments=True), labels)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(case=labels_of(consecutive=True), turn=ANGLES, codec=st.sampled_from(OF_ONE_BIT), omit=st.booleans())
 def test_binary_comes_back(case, turn, codec: str, omit: bool) -> None:
     """Segments of 1 bit are the same in every shape, also where frames do not end with a byte."""
@@ -79,7 +77,7 @@ def test_binary_comes_back(case, turn, codec: str, omit: bool) -> None:
         np.testing.assert_array_equal(theirs.get_pixels_by_source_instance(uids, combine_segments=True), labels)
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(data=st.data(), maximum=st.integers(1, 255), codec=st.sampled_from(sorted(CODECS)))
 def test_probabilities_come_back(data, maximum: int, codec: str) -> None:
     """Each value is that of the nearest step."""
@@ -93,7 +91,7 @@ def test_probabilities_come_back(data, maximum: int, codec: str) -> None:
     np.testing.assert_allclose(found, values, atol=0.5 / maximum + 1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(case=labels_of(consecutive=False), turn=ANGLES, spacing=st.tuples(*[st.floats(0.1, 9)] * 3))
 def test_volumes_come_back_where_they_were(case, turn, spacing) -> None:
     """A grid of its own has the same affine after reading; slices against the normal come back in its order."""

@@ -454,6 +454,17 @@ def test_what_is_wrong_is_named(write, error: type[SegnodeError], says: str) -> 
         write()
 
 
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_more_than_255_segments(kind) -> None:
+    """Numbers that 8 bits do not hold take 16 in a labelmap."""
+    labels = np.arange(4 * 9 * 11).reshape(4, 9, 11) % 301
+    ours, theirs = written(labels, on_images(series()), [manual(number) for number in range(1, 301)], StoredAs(kind))
+    np.testing.assert_array_equal(arrays.labelmap(ours), labels)
+    uids = [image.SOPInstanceUID for image in series()]
+    np.testing.assert_array_equal(theirs.get_pixels_by_source_instance(uids, combine_segments=True), labels)
+    assert ours.header.BitsAllocated == (1 if kind == "BINARY" else 16)
+
+
 def test_when_all_is_empty_all_is_written() -> None:
     """A segmentation has one frame at least."""
     for kind in TYPES:
