@@ -127,8 +127,8 @@ def _segment(write: ElementWriter, segment: DescribedSegment) -> bytes:
             write.element("SegmentNumber", b"US", struct.pack("<H", segment.number)),
             write.text("SegmentLabel", b"LO", segment.label),
             write.text("SegmentDescription", b"ST", segment.description) if segment.description else b"",
-            write.text("SegmentAlgorithmType", b"CS", segment.algorithm_type),
             _identification(write, segment),
+            write.text("SegmentAlgorithmType", b"CS", segment.algorithm_type),
             write.text("SegmentAlgorithmName", b"LO", segment.algorithm_name) if segment.algorithm_name else b"",
             write.element("RecommendedDisplayCIELabValue", b"US", cielab) if cielab else b"",
             _property_type(write, segment),
@@ -153,8 +153,8 @@ def _identification(write: ElementWriter, segment: DescribedSegment) -> bytes:
         return b""
     item = (
         _codes(write, "AlgorithmFamilyCodeSequence", [segment.algorithm_family])
-        + write.text("AlgorithmName", b"LO", segment.algorithm_name)
         + write.text("AlgorithmVersion", b"LO", segment.algorithm_version)
+        + write.text("AlgorithmName", b"LO", segment.algorithm_name)
     )
     return write.sequence("SegmentationAlgorithmIdentificationSequence", item)
 

@@ -251,6 +251,8 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
     elif not is_uid(str(dataset.get("FrameOfReferenceUID") or "")):
         # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
         dataset.FrameOfReferenceUID = derived_uid("frame of reference", str(image.SeriesInstanceUID))
+    if placement.matrix is not None or not placement.has_positions:
+        dataset.PatientOrientation = image.get("PatientOrientation") or None
     dataset.SOPClassUID = LABEL_MAP_SEGMENTATION_STORAGE if kind == "LABELMAP" else SegmentationStorage
     dataset.SOPInstanceUID = identity.sop_instance_uid
     dataset.SeriesInstanceUID = identity.series_instance_uid

@@ -61,12 +61,23 @@ def series(count: int = 4, rows: int = 9, columns: int = 11) -> list[Dataset]:
     return images
 
 
+def assert_ascending(dataset: Dataset) -> None:
+    """Elements are in the order of their tags, in every item (PS3.5 7.1); readers give up where they are not."""
+    tags = list(dataset._dict)
+    assert tags == sorted(tags)
+    for element in dataset:
+        for item in element.value if element.VR == "SQ" else ():
+            assert_ascending(item)
+
+
 def written(
     pixels: np.ndarray, placement: Placement, segments: Sequence[DescribedSegment], stored_as: StoredAs
 ) -> tuple[Segmentation, highdicom.seg.Segmentation]:
     """What our reader and highdicom read of a new SEG, which has nothing wrong."""
     part10 = write_segmentation(pixels, placement, segments, stored_as, IDENTITY)
-    assert check(dcmread(BytesIO(part10))) == ()
+    dataset = dcmread(BytesIO(part10))
+    assert_ascending(dataset)
+    assert check(dataset) == ()
     return read_segmentation(part10), highdicom.seg.Segmentation.from_dataset(dcmread(BytesIO(part10)))
 
 
