@@ -9,15 +9,16 @@ _D50_WHITE = np.array([0.9642, 1.0, 0.8249])
 _TO_XYZ = np.array([[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]])
 
 
-def recommended_cielab(rgb: tuple[int, int, int]) -> list[int]:
+def recommended_cielab(rgb: tuple[int, int, int]) -> tuple[int, int, int]:
     """The value of RecommendedDisplayCIELabValue for an sRGB colour (0..255 each)."""
     srgb = np.array(rgb) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     ratio = _TO_XYZ @ linear / _D50_WHITE
     f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio * (29 / 6) ** 2 / 3 + 4 / 29)
-    lightness, a, b = 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
-    scaled = np.array([lightness / 100, (a + 128) / 255, (b + 128) / 255]) * 0xFFFF
-    return [int(v) for v in np.clip(np.rint(scaled), 0, 0xFFFF)]
+    lab = 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
+    scaled = np.array([lab[0] / 100, (lab[1] + 128) / 255, (lab[2] + 128) / 255]) * 0xFFFF
+    lightness, a, b = (int(value) for value in np.clip(np.rint(scaled), 0, 0xFFFF))
+    return lightness, a, b
 
 
 def srgb(cielab: Sequence[int]) -> tuple[int, int, int]:

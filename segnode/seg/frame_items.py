@@ -1,7 +1,7 @@
 """The items of PerFrameFunctionalGroupsSequence (PS3.3 C.7.6.16) as bytes: ten thousand in a fraction of a second."""
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +23,8 @@ class FrameItem:
     """What the functional groups of one frame say; None and empty are left out.
 
     `position` is LPS mm of the centre of the first pixel, or X, Y, Z offset in the slide's coordinate system together with
-    `tile`, the row and column (from 1) of the first pixel in the total pixel matrix.
+    `tile`, the row and column (from 1) of the first pixel in the total pixel matrix. `label` tells frames apart that have
+    no place.
     """
 
     sources: tuple[SourceImage, ...] = ()
@@ -32,22 +33,40 @@ class FrameItem:
     tile: tuple[int, int] | None = None
     segment_number: int | None = None
     spatial_locations_preserved: bool = True
+    label: str = ""
 
 
 def frame_items(items: Iterable[FrameItem], encoding: Encoding) -> bytes:
     """The value of PerFrameFunctionalGroupsSequence, little endian, with explicit lengths."""
-    write = _Writer(encoding)
+    write = ElementWriter(encoding)
     return b"".join(write.item(_frame(write, item)) for item in items)
 
 
-class _Writer:
-    """Elements in an encoding."""
+def referenced_series(references: Mapping[str, Sequence[SourceImage]], encoding: Encoding) -> bytes:
+    """The value of ReferencedSeriesSequence (PS3.3 C.12.2) for images by the UID of their series."""
+    write = ElementWriter(encoding)
+
+    def instance(image: SourceImage) -> bytes:
+        return write.text("ReferencedSOPClassUID", b"UI", image.sop_class_uid) + write.text(
+            "ReferencedSOPInstanceUID", b"UI", image.sop_instance_uid
+        )
+
+    return b"".join(
+        write.item(
+            write.sequence("ReferencedInstanceSequence", *map(instance, images))
+            + write.text("SeriesInstanceUID", b"UI", series_instance_uid)
+        )
+        for series_instance_uid, images in references.items()
+    )
+
+
+class ElementWriter:
+    """Elements in an encoding, little endian; what is written often is written once."""
 
     def __init__(self, encoding: Encoding) -> None:
         self._implicit = encoding.implicit_vr
-        # Most frames share their sources and codes: what was written once is not written anew.
         self.derivation = lru_cache(maxsize=4096)(self._derivation)
-        self.code = lru_cache(maxsize=16)(self._code)
+        self.code = lru_cache(maxsize=1024)(self._code)
 
     def element(self, keyword: str, vr: bytes, value: bytes) -> bytes:
         """An element with its header."""
@@ -59,8 +78,8 @@ class _Writer:
         return tag + vr + struct.pack("<H", len(value)) + value
 
     def text(self, keyword: str, vr: bytes, value: str) -> bytes:
-        """A text element of even length."""
-        encoded = value.encode("ascii")
+        """A text element of even length; what is not ASCII is UTF-8, as the data set then is."""
+        encoded = value.encode()
         padding = b"\0" if vr == b"UI" else b" "
         return self.element(keyword, vr, encoded + padding * (len(encoded) % 2))
 
@@ -73,11 +92,13 @@ class _Writer:
         return self.element(keyword, b"SQ", b"".join(map(self.item, items)))
 
     def _code(self, code: Code) -> bytes:
-        return (
-            self.text("CodeValue", b"SH", code.value)
-            + self.text("CodingSchemeDesignator", b"SH", code.scheme)
-            + self.text("CodeMeaning", b"LO", code.meaning)
-        )
+        """The item of a code sequence (PS3.3 8.8): a value of more than 16 characters is a long one, or a URN."""
+        rest = self.text("CodingSchemeDesignator", b"SH", code.scheme) + self.text("CodeMeaning", b"LO", code.meaning)
+        if len(code.value) <= 16:
+            return self.text("CodeValue", b"SH", code.value) + rest
+        if code.value.startswith(("urn:", "http:", "https:")):
+            return rest + self.text("URNCodeValue", b"UR", code.value)
+        return rest + self.text("LongCodeValue", b"UC", code.value)
 
     def _derivation(self, sources: Sequence[SourceImage], preserved: str) -> bytes:
         return self.sequence(
@@ -97,7 +118,7 @@ class _Writer:
         )
 
 
-def _frame(write: _Writer, item: FrameItem) -> bytes:
+def _frame(write: ElementWriter, item: FrameItem) -> bytes:
     parts = []
     if item.sources:
         parts.append(write.derivation(item.sources, "YES" if item.spatial_locations_preserved else "NO"))
@@ -105,12 +126,13 @@ def _frame(write: _Writer, item: FrameItem) -> bytes:
     parts.append(
         write.sequence(
             "FrameContentSequence",
-            write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices)) if indices else b"",
+            (write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices)) if indices else b"")
+            + (write.text("FrameLabel", b"LO", item.label) if item.label else b""),
         )
     )
     if item.position is not None and item.tile is None:
         parts.append(
-            write.sequence("PlanePositionSequence", write.text("ImagePositionPatient", b"DS", _decimals(item.position)))
+            write.sequence("PlanePositionSequence", write.text("ImagePositionPatient", b"DS", decimals(item.position)))
         )
     if item.tile is not None:
         parts.append(write.sequence("PlanePositionSlideSequence", _slide_position(write, item.tile, item.position)))
@@ -121,19 +143,19 @@ def _frame(write: _Writer, item: FrameItem) -> bytes:
     return b"".join(parts)
 
 
-def _slide_position(write: _Writer, tile: tuple[int, int], offsets: tuple[float, ...] | None) -> bytes:
+def _slide_position(write: ElementWriter, tile: tuple[int, int], offsets: tuple[float, ...] | None) -> bytes:
     row, column = tile
     axes = zip("XYZ", offsets or (), strict=False)
     return (
-        b"".join(write.text(f"{axis}OffsetInSlideCoordinateSystem", b"DS", _decimals((offset,))) for axis, offset in axes)
+        b"".join(write.text(f"{axis}OffsetInSlideCoordinateSystem", b"DS", decimals((offset,))) for axis, offset in axes)
         + write.element("ColumnPositionInTotalImagePixelMatrix", b"SL", struct.pack("<i", column))
         + write.element("RowPositionInTotalImagePixelMatrix", b"SL", struct.pack("<i", row))
     )
 
 
 @lru_cache(maxsize=4096)
-def _decimals(numbers: tuple[float, ...]) -> str:
-    """Decimal strings of 16 characters at most (PS3.5 6.2)."""
+def decimals(numbers: tuple[float, ...]) -> str:
+    """Numbers as decimal strings of 16 characters at most (PS3.5 6.2)."""
     return "\\".join(repr(n) if len(repr(n)) <= 16 else format_number_as_ds(n) for n in map(_short, numbers))
 
 
@@ -142,7 +164,7 @@ def _short(number: float) -> float:
     return int(number) if float(number).is_integer() else float(number)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _tag(keyword: str) -> bytes:
     tag = tag_for_keyword(keyword)
     if tag is None:

@@ -2,13 +2,16 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from pydicom import Dataset
+from pydicom.charset import default_encoding
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.tag import Tag
 
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -21,23 +24,37 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _SEQUENCE_END: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
-def part10(header: Dataset, items: Sequence[FrameItem], pixels: bytes, codec: Codec) -> bytes:
+def part10(
+    header: Dataset,
+    items: Sequence[FrameItem],
+    pixels: bytes | memoryview,
+    codec: Codec,
+    sequences: Mapping[str, bytes] = MappingProxyType({}),
+) -> bytes:
     """A Part 10 file in the transfer syntax of a codec.
 
     `header` has neither per-frame groups, which `items` are, one a frame (none are left out altogether), nor pixel data,
-    whose value `pixels` is, without the delimiter where it is encapsulated.
+    whose value `pixels` is, without the delimiter where it is encapsulated, nor `sequences`, by keyword, whose values are
+    bytes in the same encoding.
     """
     encoding = encoding_of(codec.transfer_syntax_uid)
-    groups = frame_items(items, encoding)
     words = not codec.encapsulated and header.BitsAllocated == 16
-    body = [
-        _data_set(header[:_PER_FRAME], encoding),
-        *([_element(_PER_FRAME, b"SQ", len(groups), encoding), groups] if groups else []),
-        _data_set(header[_PER_FRAME + 1 : _PIXEL_DATA], encoding),
+    values = {int(Tag(keyword)): value for keyword, value in sequences.items()}
+    if items:
+        values[_PER_FRAME] = frame_items(items, encoding)
+    said = header.get("SpecificCharacterSet") or default_encoding
+    charset = said if isinstance(said, str) else [str(each) for each in said]
+    body: list[bytes | memoryview] = []
+    begin = 0
+    for tag, value in sorted(values.items()):
+        body += [_data_set(header[begin:tag], encoding, charset), _element(tag, b"SQ", len(value), encoding), value]
+        begin = tag + 1
+    body += [
+        _data_set(header[begin:_PIXEL_DATA], encoding, charset),
         _element(_PIXEL_DATA, b"OW" if words or encoding.implicit_vr else b"OB", _length(pixels, codec), encoding),
         pixels,
         *([_SEQUENCE_END] if codec.encapsulated else []),
-        _data_set(header[_PIXEL_DATA + 1 :], encoding),
+        _data_set(header[_PIXEL_DATA + 1 :], encoding, charset),
     ]
     if encoding.deflated:
         deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -46,7 +63,7 @@ def part10(header: Dataset, items: Sequence[FrameItem], pixels: bytes, codec: Co
     return b"".join((_meta(header, codec), *body))
 
 
-def _length(pixels: bytes, codec: Codec) -> int:
+def _length(pixels: bytes | memoryview, codec: Codec) -> int:
     return _UNDEFINED if codec.encapsulated else len(pixels)
 
 
@@ -55,10 +72,11 @@ def _element(tag: int, vr: bytes, length: int, encoding: Encoding) -> bytes:
     return start + struct.pack("<I", length) if encoding.implicit_vr else start + vr + b"\0\0" + struct.pack("<I", length)
 
 
-def _data_set(dataset: Dataset, encoding: Encoding) -> bytes:
+def _data_set(dataset: Dataset, encoding: Encoding, charset: str | list[str]) -> bytes:
+    """Part of a data set, whose character set may be in another part."""
     file = DicomBytesIO()
     file.is_little_endian, file.is_implicit_VR = True, encoding.implicit_vr
-    write_dataset(file, dataset)
+    write_dataset(file, dataset, charset)
     return file.getvalue()
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,23 @@ from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
 from segnode.seg.forms import Form
 from segnode.seg.fragments import encapsulated, frames_of_fragments
 
-FramesToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
+FrameToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
 
 # Frames that a thread takes at once: enough that taking them costs nothing, few enough that threads end together.
 _TAKEN_AT_ONCE: Final = 8
 _MOST_THREADS: Final = 8
+
+
+class FramesToEncode(Protocol):
+    """Frames (rows, columns) of bool, uint8 or uint16: an array of them, or what makes each when it is asked for."""
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """That of every frame."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> FrameToEncode: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,7 +198,7 @@ def frames_of(dataset: Dataset) -> Frames:
 
 
 def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
-    """The codestream of every one of (frames, rows, columns), in their order, by several threads; bool is 1 bit."""
+    """The codestream of every frame, in their order, by several threads; bool is 1 bit."""
     encode, bits = codec.encode, _bits(frames)
     if encode is None or bits not in codec.bits:
         raise ValueError(f"{codec.name} has no codestreams of {bits} bits")
@@ -199,20 +211,43 @@ def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
     return encoded
 
 
-def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes:
-    """The value of PixelData for (frames, rows, columns), of even length; bool is 1 bit, packed across frames if native."""
+def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
+    """The value of PixelData for frames, of even length; bool is 1 bit, packed across frames if native."""
     if codec.encapsulated:
         return encapsulated(encode_frames(frames, codec))
-    if frames.dtype == np.bool_:
-        data = np.packbits(frames, axis=None, bitorder="little").tobytes()
-    else:
-        data = frames.astype(frames.dtype.newbyteorder("<"), copy=False).tobytes()
-    return data + b"\0" * (len(data) % 2)
+    if isinstance(frames, np.ndarray) and frames.dtype != np.bool_ and frames.nbytes % 2 == 0:
+        return np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    return _native_data(frames).data
+
+
+def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
+    """Frames one behind the other, so many at a time that they take whole bytes: eight, if a frame of 1 bit does not."""
+    count, bits = len(frames), _bits(frames)
+    pixels = frames[0].size if count else 0
+    length = (count * pixels * bits + 7) // 8
+    out = np.empty(length + length % 2, np.uint8)
+    out[length:] = 0
+    together = 1 if pixels * bits % 8 == 0 else 8
+
+    def write(group: int) -> None:
+        first = group * together
+        some = [frames[place] for place in range(first, min(first + together, count))]
+        values = some[0] if len(some) == 1 else np.stack(some)
+        data: npt.NDArray[Any] = (
+            np.packbits(values.view(np.uint8), axis=None, bitorder="little")
+            if bits == 1
+            else np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8)
+        )
+        start = first * pixels * bits // 8
+        out[start : start + len(data)] = data
+
+    _for_each(write, -(-count // together))
+    return out
 
 
 def set_pixels(dataset: Dataset, frames: FramesToEncode, form: Form) -> None:
     """Write (frames, rows, columns) of 8 or 16 bits, or of 1 bit as bool, to PixelData."""
-    dataset.PixelData = pixel_data(frames, form.codec)
+    dataset.PixelData = bytes(pixel_data(frames, form.codec))
     words = not form.codec.encapsulated and frames.dtype.itemsize == 2
     dataset["PixelData"].VR = "OW" if words else "OB"
     dataset["PixelData"].is_undefined_length = form.codec.encapsulated

@@ -21,8 +21,8 @@ from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
 from segnode.seg.pixels import Frames, read_frames
-from segnode.seg.segmentation import AlgorithmIdentification, DescribedSegment, Segmentation, SegmentationType
-from segnode.seg.values import items_of, text_of, texts_of, value_of, whole_number
+from segnode.seg.segmentation import DescribedSegment, Segmentation, SegmentationType
+from segnode.seg.values import items_of, text_of, value_of, whole_number
 
 SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -194,6 +194,8 @@ def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
         raise NotASegmentation(f"SegmentNumber is {number}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2.4)")
     types = items_of(item, "SegmentedPropertyTypeCodeSequence")
     regions = items_of(item, "AnatomicRegionSequence")
+    region_modifiers = tuple(_codes(region, "AnatomicRegionModifierSequence") for region in regions)
+    identified = items_of(item, "SegmentationAlgorithmIdentificationSequence")
     cielab = value_of(item, "RecommendedDisplayCIELabValue")
     is_colour = isinstance(cielab, MultiValue) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
     return DescribedSegment(
@@ -209,22 +211,10 @@ def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
         tracking_uid=text_of(item, "TrackingUID"),
         cielab=(cielab[0], cielab[1], cielab[2]) if is_colour else None,
         description=text_of(item, "SegmentDescription"),
-        region_modifiers=_codes(regions[0], "AnatomicRegionModifierSequence") if regions else (),
-        structures=_codes(item, "PrimaryAnatomicStructureSequence"),
-        algorithm=_read_algorithm(item),
-    )
-
-
-def _read_algorithm(item: Dataset) -> AlgorithmIdentification | None:
-    items = items_of(item, "SegmentationAlgorithmIdentificationSequence")
-    if not items:
-        return None
-    return AlgorithmIdentification(
-        name=text_of(items[0], "AlgorithmName"),
-        version=text_of(items[0], "AlgorithmVersion"),
-        family=_first(_codes(items[0], "AlgorithmFamilyCodeSequence")),
-        source=text_of(items[0], "AlgorithmSource"),
-        parameters=texts_of(items[0], "AlgorithmParameters"),
+        region_modifiers=region_modifiers if any(region_modifiers) else (),
+        primary_structures=_codes(item, "PrimaryAnatomicStructureSequence"),
+        algorithm_version=text_of(identified[0], "AlgorithmVersion") if identified else "",
+        algorithm_family=_first(_codes(identified[0], "AlgorithmFamilyCodeSequence")) if identified else None,
     )
 
 

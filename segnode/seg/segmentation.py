@@ -14,19 +14,12 @@ SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 
 
 @dataclass(frozen=True)
-class AlgorithmIdentification:
-    """What made a segment (PS3.3 10.16); absent text is empty."""
-
-    name: str
-    version: str
-    family: Code | None = None
-    source: str = ""
-    parameters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class DescribedSegment:
-    """An item of SegmentSequence (PS3.3 C.8.20.4); absent text is empty."""
+    """An item of SegmentSequence (PS3.3 C.8.20.4), read or to be written; absent text is empty.
+
+    `modifiers` are those of the type; `region_modifiers` has a tuple a region, or is empty. `cielab` are the three values of
+    RecommendedDisplayCIELabValue (colour.recommended_cielab makes them of sRGB).
+    """
 
     number: int
     label: str
@@ -39,10 +32,11 @@ class DescribedSegment:
     tracking_id: str = ""
     tracking_uid: str = ""
     cielab: tuple[int, int, int] | None = None
+    algorithm_version: str = ""
+    algorithm_family: Code | None = None
+    region_modifiers: tuple[tuple[Code, ...], ...] = ()
+    primary_structures: tuple[Code, ...] = ()
     description: str = ""
-    region_modifiers: tuple[Code, ...] = ()
-    structures: tuple[Code, ...] = ()
-    algorithm: AlgorithmIdentification | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,25 +1,44 @@
-"""Writing LABELMAP segmentations (PS3.3 A.51 and C.8.20, Supplement 243)."""
+"""Writing segmentations: labelmaps, stacked segments and probabilities as Part 10 files (PS3.3 A.51 and C.8.20)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
-from io import BytesIO
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.valuerep import DSfloat, format_number_as_ds
+from pydicom.uid import SegmentationStorage
 
 from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
-from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, derived_uid, is_uid
-from segnode.seg.colour import recommended_cielab
+from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, MANUFACTURER, derived_uid, is_uid
+from segnode.errors import LabelError
+from segnode.seg.codecs import CODECS, Codec, CodecName
+from segnode.seg.describe import (
+    Algorithm,
+    code_item,
+    described_segments,
+    require_described,
+    segment_items,
+    set_palette,
+    texts,
+    with_background,
+    without_colours,
+)
 from segnode.seg.forms import Form
-from segnode.seg.pixels import set_pixels
-from segnode.seg.segments import LabelDictionary, Segment
+from segnode.seg.frame_groups import SourceImage
+from segnode.seg.frame_items import FrameItem, decimals, referenced_series
+from segnode.seg.layout import Layout, Pixels, lay_out, shaped
+from segnode.seg.part10 import part10
+from segnode.seg.pixels import pixel_data
+from segnode.seg.placement import Matrix, Placement, on_images, source_of, text_of
+from segnode.seg.segmentation import DescribedSegment, SegmentationType
+from segnode.seg.segments import LabelDictionary
+
+__all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_labelmap", "write_segmentation"]
 
 # Part of every derived UID: raise it when the same labels are written as another object.
 ENCODER_REVISION: Final = "3"
@@ -60,23 +79,25 @@ _REQUIRED_THOUGH_EMPTY = (
 )
 _SEGMENTATION = Code("DCM", "113076", "Segmentation")
 _SOURCE_IMAGE = Code("DCM", "121322", "Source image for image processing operation")
-_BACKGROUND = Code("DCM", "125040", "Background")
+_SPECIMEN = (
+    "ContainerIdentifier",
+    "IssuerOfTheContainerIdentifierSequence",
+    "ContainerTypeCodeSequence",
+    "SpecimenDescriptionSequence",
+)
 _PROCESSING_EQUIPMENT = Code("DCM", "109102", "Processing Equipment")
 _LOSSY = "LossyImageCompression"
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """What made the labels: its name and version, and its family as coded in CID 7162."""
-
-    name: str
-    version: str
-    family: Code
+FractionalType = Literal["PROBABILITY", "OCCUPANCY"]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a new SEG is called and says of its origin: `created` has a zone, `tracking_uids` is by segment number."""
+    """What a new SEG is called and says of its origin: `created` has a zone, `tracking_uids` is by segment number.
+
+    Without a series number the SEG gets one that tells of the source's.
+    """
 
     sop_instance_uid: str
     series_instance_uid: str
@@ -84,7 +105,34 @@ class Identity:
     created: datetime
     device_serial_number: str
     software_version: str
-    tracking_uids: Mapping[int, str]
+    tracking_uids: Mapping[int, str] = field(default_factory=dict)
+    manufacturer: str = MANUFACTURER
+    manufacturer_model_name: str = MANUFACTURER
+    series_number: int | None = None
+    instance_number: int = 1
+    content_label: str = "SEGMENTATION"
+    content_description: str = ""
+    content_creator_name: str = ""
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The multi-resolution pyramid that a SEG is a level of (PS3.3 C.8.12.14)."""
+
+    uid: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """How a segmentation is stored; `maximum_fractional_value` stands for 1 in a FRACTIONAL one, `palette` is of a LABELMAP."""
+
+    type: SegmentationType = "LABELMAP"
+    codec: CodecName = "native"
+    omit_empty_frames: bool = True
+    fractional_type: FractionalType = "PROBABILITY"
+    maximum_fractional_value: int = 255
+    palette: bool = False
 
 
 def write_labelmap(
@@ -96,57 +144,139 @@ def write_labelmap(
     identity: Identity,
     form: Form,
 ) -> bytes:
-    """A LABELMAP SEG as a Part 10 file.
+    """A LABELMAP SEG with a frame for every slice, as a Part 10 file.
 
     `labelmap` is (slices, rows, columns), uint8 or uint16, of segment numbers; `affine` maps (slice, row, column) to LPS
-    mm; `images` are the headers of the single-frame images that the slices lie on, one a slice, in slice order.
+    mm; `images` are the headers of the single-frame images that the slices lie on, one a slice, in slice order. Raises
+    LabelError, NotAVolume.
     """
-    dataset = _identification(images[0], algorithm, identity, form)
-    dataset.update(_image_description(labelmap, images))
-    dataset.SegmentSequence = _segments(dictionary, algorithm, identity)
-    dataset.ReferencedSeriesSequence = [_referenced_series(images)]
-    dataset.update(_functional_groups(affine, images))
-    _use_a_character_set_for(dataset, dictionary, algorithm)
-    set_pixels(dataset, labelmap, form)
-    return _part10(dataset, form)
+    placement = replace(on_images(images), spacing_between_slices=float(np.linalg.norm(affine[:3, 0])))
+    segments = described_segments(dictionary, algorithm, identity.tracking_uids)
+    named = replace(identity, content_description=f"{algorithm.name} {algorithm.version}"[:64])
+    stored_as = StoredAs("LABELMAP", form.codec.name, omit_empty_frames=False)
+    return write_segmentation(labelmap, placement, segments, stored_as, named)
 
 
-def _identification(image: Dataset, algorithm: Algorithm, identity: Identity, form: Form) -> Dataset:
+def write_segmentation(
+    pixels: Pixels,
+    placement: Placement,
+    segments: Sequence[DescribedSegment],
+    stored_as: StoredAs,
+    identity: Identity,
+    pyramid: Pyramid | None = None,
+) -> bytes:
+    """A SEG as a Part 10 file, of pixels that lie where a placement says.
+
+    `pixels` are labels (planes, rows, columns) of segment numbers; stacked segments (planes, rows, columns, segments) of 0
+    and 1, in the order of `segments`; or probabilities, which are stacked too, of 0 to 1; one plane needs no axis of planes.
+    On a slide they are the total pixel matrix, as one plane. Raises LabelError for pixels that do not fit the segments, the
+    placement or the form; OverlappingSegments for segments that a LABELMAP cannot hold.
+    """
+    codec = _require_form(stored_as)
+    require_described(segments, stored_as.type)
+    planes = _require_placed(shaped(pixels, placement.matrix), placement)
+    full = placement.matrix is not None and placement.matrix.full
+    layout = lay_out(
+        planes,
+        stored_as.type,
+        [segment.number for segment in segments],
+        placement.order,
+        omit_empty=stored_as.omit_empty_frames and not full,
+        maximum=stored_as.maximum_fractional_value,
+    )
+    described = with_background(segments) if stored_as.type == "LABELMAP" else tuple(segments)
+    header = _identification(placement, identity, stored_as.type)
+    header.update(_image_description(layout, planes.shape[1:3], placement.images, stored_as))
+    if stored_as.palette:
+        set_palette(header, described)
+        described = without_colours(described)
+    header.update(_organization(layout, placement, stored_as.type, identity))
+    if placement.matrix is not None:
+        header.update(_slide(placement.images[0], placement.matrix, placement.orientation, pyramid))
+    own = (identity.series_description, identity.manufacturer, identity.content_description, identity.content_creator_name)
+    _use_a_character_set_for(header, [*texts(described), *own])
+    items = [] if full else _frame_items(layout, placement, stored_as.type)
+    encoding = encoding_of(codec.transfer_syntax_uid)
+    sequences = {
+        "ReferencedSeriesSequence": referenced_series(_by_series(placement.images), encoding),
+        "SegmentSequence": segment_items(described, encoding),
+    }
+    return part10(header, items, pixel_data(layout.frames, codec), codec, sequences)
+
+
+def _require_form(stored_as: StoredAs) -> Codec:
+    codec, kind = CODECS.get(stored_as.codec), stored_as.type
+    if kind not in get_args(SegmentationType):
+        raise LabelError(f"SegmentationType is none of {', '.join(get_args(SegmentationType))}")
+    if codec is None:
+        raise LabelError(f"{stored_as.codec} is no way to write labels, which are never lossy: take one of {', '.join(CODECS)}")
+    if kind == "BINARY" and 1 not in codec.bits:
+        able = ", ".join(name for name, other in CODECS.items() if 1 in other.bits)
+        raise LabelError(f"{codec.name} has no frames of 1 bit, which a BINARY segmentation has: take one of {able}")
+    if not 1 <= stored_as.maximum_fractional_value <= 255:
+        raise LabelError(f"MaximumFractionalValue is {stored_as.maximum_fractional_value}: 8 bits hold 1 to 255")
+    if stored_as.fractional_type not in get_args(FractionalType):
+        raise LabelError(f"SegmentationFractionalType is none of {', '.join(get_args(FractionalType))}")
+    if stored_as.palette and kind != "LABELMAP":
+        raise LabelError(f"a {kind} segmentation has no palette: give its segments colours (RecommendedDisplayCIELabValue)")
+    return codec
+
+
+def _require_placed(planes: Pixels, placement: Placement) -> Pixels:
+    if len(planes) != len(placement.places):
+        raise LabelError(f"the pixels have {len(planes)} planes, where {len(placement.places)} are placed: give one for each")
+    if placement.size is not None and planes.shape[1:3] != placement.size:
+        rows, columns = placement.size
+        raise LabelError(
+            f"the planes have {planes.shape[1]} rows and {planes.shape[2]} columns, where the images they lie on have {rows}"
+            f" and {columns}: resample them, or place them on a grid of their own"
+        )
+    return planes
+
+
+def _identification(placement: Placement, identity: Identity, kind: SegmentationType) -> Dataset:
     """Patient, study, series, equipment and SOP common (PS3.3 A.51.3)."""
-    dataset = Dataset()
+    dataset, image = Dataset(), placement.images[0]
     for keyword in _COPIED:
         if keyword in image:
             dataset.add_new(keyword, image[keyword].VR, image[keyword].value)
     for keyword in _REQUIRED_THOUGH_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, None)
-    if not is_uid(str(dataset.get("FrameOfReferenceUID") or "")):
+    if not placement.has_positions:
+        # Without positions a frame of reference would say what is not so (PS3.3 A.51.3).
+        del dataset.PositionReferenceIndicator
+        if "FrameOfReferenceUID" in dataset:
+            del dataset.FrameOfReferenceUID
+    elif not is_uid(str(dataset.get("FrameOfReferenceUID") or "")):
         # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
         dataset.FrameOfReferenceUID = derived_uid("frame of reference", str(image.SeriesInstanceUID))
-    dataset.SOPClassUID = form.sop_class_uid
+    if placement.matrix is not None or not placement.has_positions:
+        dataset.PatientOrientation = image.get("PatientOrientation") or None
+    dataset.SOPClassUID = LABEL_MAP_SEGMENTATION_STORAGE if kind == "LABELMAP" else SegmentationStorage
     dataset.SOPInstanceUID = identity.sop_instance_uid
     dataset.SeriesInstanceUID = identity.series_instance_uid
-    dataset.SeriesNumber = _series_number(image)
+    dataset.SeriesNumber = _series_number(image) if identity.series_number is None else identity.series_number
     dataset.SeriesDescription = identity.series_description[:64]
     dataset.Modality = "SEG"
-    dataset.InstanceNumber = 1
+    dataset.InstanceNumber = identity.instance_number
     created = identity.created.astimezone(_zone_of(image))
     dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = created.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = created.strftime("%H%M%S.%f")
-    dataset.Manufacturer = dataset.ManufacturerModelName = MANUFACTURER
+    dataset.Manufacturer, dataset.ManufacturerModelName = identity.manufacturer, identity.manufacturer_model_name
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
     dataset.ContributingEquipmentSequence = [_contribution(identity)]
-    dataset.ContentLabel = "SEGMENTATION"
-    dataset.ContentDescription = f"{algorithm.name} {algorithm.version}"[:64]
-    dataset.ContentCreatorName = None
+    dataset.ContentLabel = identity.content_label
+    dataset.ContentDescription = identity.content_description or None
+    dataset.ContentCreatorName = identity.content_creator_name or None
     return dataset
 
 
 def _contribution(identity: Identity) -> Dataset:
     """What made this object, as it stays said when an archive puts its own name into the equipment module (PS3.3 C.12.1)."""
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [_code(_PROCESSING_EQUIPMENT)]
+    item.PurposeOfReferenceCodeSequence = [code_item(_PROCESSING_EQUIPMENT)]
     item.Manufacturer = item.ManufacturerModelName = MANUFACTURER
     item.StationName = item.DeviceSerialNumber = identity.device_serial_number
     item.SoftwareVersions = identity.software_version
@@ -169,21 +299,26 @@ def _series_number(image: Dataset) -> int:
     return source * 100 + 1 if 0 <= source < 10_000_000 else 1
 
 
-def _image_description(labelmap: npt.NDArray[np.unsignedinteger], images: Sequence[Dataset]) -> Dataset:
+def _image_description(layout: Layout, size: tuple[int, ...], images: Sequence[Dataset], stored_as: StoredAs) -> Dataset:
     """General image, image pixel and segmentation image (PS3.3 C.8.20.2)."""
     dataset = Dataset()
-    bits = labelmap.dtype.itemsize * 8
+    bits = 1 if layout.frames.dtype == np.bool_ else layout.frames.dtype.itemsize * 8
     dataset.ImageType = ["DERIVED", "PRIMARY"]
-    dataset.SegmentationType = "LABELMAP"
+    dataset.SegmentationType = stored_as.type
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = labelmap.shape
+    dataset.NumberOfFrames = len(layout.frames)
+    dataset.Rows, dataset.Columns = size
     dataset.BitsAllocated = dataset.BitsStored = bits
     dataset.HighBit = bits - 1
     dataset.PixelRepresentation = 0
-    dataset.PixelPaddingValue = 0
-    dataset.SegmentsOverlap = "NO"
-    lossy = next((image for image in images if image.get(_LOSSY) == "01"), None)
+    dataset.SegmentsOverlap = layout.overlap
+    if stored_as.type == "LABELMAP":
+        dataset.PixelPaddingValue = 0
+    if stored_as.type == "FRACTIONAL":
+        dataset.SegmentationFractionalType = stored_as.fractional_type
+        dataset.MaximumFractionalValue = stored_as.maximum_fractional_value
+    lossy = next((image for image in images if text_of(image, _LOSSY) == "01"), None)
     dataset.LossyImageCompression = "01" if lossy is not None else "00"
     for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if lossy is not None and keyword in lossy:
@@ -191,65 +326,12 @@ def _image_description(labelmap: npt.NDArray[np.unsignedinteger], images: Sequen
     return dataset
 
 
-def _segments(dictionary: LabelDictionary, algorithm: Algorithm, identity: Identity) -> list[Dataset]:
-    """The dictionary's segments by number, then the background: viewers that colour by position expect number 1 first."""
-    ordered = sorted(dictionary.segment, key=lambda segment: segment.segment_number)
-    items = [_segment(segment, algorithm, identity.tracking_uids.get(segment.segment_number)) for segment in ordered]
-    return [*items, _background(algorithm)]
-
-
-def _segment(segment: Segment, algorithm: Algorithm, tracking_uid: str | None) -> Dataset:
-    item = _algorithm_item(algorithm)
-    item.SegmentNumber = segment.segment_number
-    item.SegmentLabel = segment.label
-    item.SegmentedPropertyCategoryCodeSequence = [_code(segment.category)]
-    item.SegmentedPropertyTypeCodeSequence = [_code(segment.type)]
-    if segment.modifier is not None:
-        item.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [_code(segment.modifier)]
-    if segment.region is not None:
-        item.AnatomicRegionSequence = [_code(segment.region)]
-    if segment.colour is not None:
-        item.RecommendedDisplayCIELabValue = recommended_cielab(segment.colour)
-    if tracking_uid is not None:
-        item.TrackingID, item.TrackingUID = segment.label, tracking_uid
-    return item
-
-
-def _background(algorithm: Algorithm) -> Dataset:
-    item = _algorithm_item(algorithm)
-    item.SegmentNumber = 0
-    item.SegmentLabel = "Background"
-    item.SegmentedPropertyCategoryCodeSequence = [_code(_BACKGROUND)]
-    item.SegmentedPropertyTypeCodeSequence = [_code(_BACKGROUND)]
-    return item
-
-
-def _algorithm_item(algorithm: Algorithm) -> Dataset:
-    identification = Dataset()
-    identification.AlgorithmFamilyCodeSequence = [_code(algorithm.family)]
-    identification.AlgorithmName = algorithm.name
-    identification.AlgorithmVersion = algorithm.version
-    item = Dataset()
-    item.SegmentAlgorithmType = "AUTOMATIC"
-    item.SegmentAlgorithmName = algorithm.name
-    item.SegmentationAlgorithmIdentificationSequence = [identification]
-    return item
-
-
-def _code(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue = code.value
-    item.CodingSchemeDesignator = code.scheme
-    item.CodeMeaning = code.meaning
-    return item
-
-
-def _referenced_series(images: Sequence[Dataset]) -> Dataset:
-    """Common instance reference (PS3.3 C.12.2): every image that a frame refers to."""
-    item = Dataset()
-    item.SeriesInstanceUID = images[0].SeriesInstanceUID
-    item.ReferencedInstanceSequence = [_reference(image) for image in images]
-    return item
+def _by_series(images: Sequence[Dataset]) -> dict[str, list[SourceImage]]:
+    """Every image that frames were made from, by its series."""
+    of_series: dict[str, list[SourceImage]] = {}
+    for image in images:
+        of_series.setdefault(text_of(image, "SeriesInstanceUID"), []).append(source_of(image))
+    return of_series
 
 
 def _reference(image: Dataset) -> Dataset:
@@ -259,78 +341,139 @@ def _reference(image: Dataset) -> Dataset:
     return item
 
 
-def _functional_groups(affine: Vector, images: Sequence[Dataset]) -> Dataset:
-    """Multi-frame dimension and functional groups (PS3.3 C.7.6.17, C.7.6.16); frames differ in their position only."""
-    organization_uid = derived_uid("dimension organization", *(str(image.SOPInstanceUID) for image in images))
-    organization, index = Dataset(), Dataset()
-    organization.DimensionOrganizationUID = index.DimensionOrganizationUID = organization_uid
-    index.DimensionIndexPointer = Tag("ImagePositionPatient")
-    index.FunctionalGroupPointer = Tag("PlanePositionSequence")
-    index.DimensionDescriptionLabel = "Image Position Patient"
-    dataset = Dataset()
-    dataset.DimensionOrganizationType = "3D"
+# A dimension: the attribute that tells frames apart, the functional group it is in, and what it is called.
+_SEGMENT_NUMBER: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence", "Segment Number")
+_POSITION: Final = ("ImagePositionPatient", "PlanePositionSequence", "Image Position Patient")
+_ROW: Final = ("RowPositionInTotalImagePixelMatrix", "PlanePositionSlideSequence", "Row Position")
+_COLUMN: Final = ("ColumnPositionInTotalImagePixelMatrix", "PlanePositionSlideSequence", "Column Position")
+_LABEL: Final = ("FrameLabel", "FrameContentSequence", "Frame Label")
+
+
+def _organization(layout: Layout, placement: Placement, kind: SegmentationType, identity: Identity) -> Dataset:
+    """Multi-frame dimension and what frames share (PS3.3 C.7.6.17, C.7.6.16)."""
+    uid = _organization_uid(placement, kind, identity)
+    place = (_ROW, _COLUMN) if placement.matrix is not None else (_POSITION,) if placement.has_positions else (_LABEL,)
+    dimensions = place if kind == "LABELMAP" else (_SEGMENT_NUMBER, *place)
+    organization, dataset = Dataset(), Dataset()
+    organization.DimensionOrganizationUID = uid
+    organized = _organization_type(layout, placement)
+    if organized:
+        dataset.DimensionOrganizationType = organized
     dataset.DimensionOrganizationSequence = [organization]
-    dataset.DimensionIndexSequence = [index]
-    dataset.SharedFunctionalGroupsSequence = [_shared_groups(affine, images[0])]
-    dataset.PerFrameFunctionalGroupsSequence = [_frame_groups(i, image) for i, image in enumerate(images)]
+    dataset.DimensionIndexSequence = [_dimension(uid, *dimension) for dimension in dimensions]
+    dataset.SharedFunctionalGroupsSequence = [_shared_groups(placement)]
     return dataset
 
 
-def _shared_groups(affine: Vector, image: Dataset) -> Dataset:
-    measures, orientation = Dataset(), Dataset()
-    between_slices = f"{np.linalg.norm(affine[:3, 0]):.10g}"
-    thickness = image.get("SliceThickness")
-    measures.SliceThickness = _decimal(thickness) if thickness and thickness > 0 else between_slices
-    measures.SpacingBetweenSlices = between_slices
-    measures.PixelSpacing = [_decimal(value) for value in image.PixelSpacing]
-    orientation.ImageOrientationPatient = [_decimal(value) for value in image.ImageOrientationPatient]
+def _organization_uid(placement: Placement, kind: SegmentationType, identity: Identity) -> str:
+    """Labelmaps on the same images are organised alike, and everything else in a way of its own."""
+    if kind == "LABELMAP" and placement.matrix is None and all(place.sources for place in placement.places):
+        return derived_uid("dimension organization", *(text_of(image, "SOPInstanceUID") for image in placement.images))
+    return derived_uid("dimension organization", kind, identity.sop_instance_uid)
+
+
+def _organization_type(layout: Layout, placement: Placement) -> str:
+    """3D where frames lie in every place of an evenly spaced stack from the first to the last."""
+    if placement.matrix is not None:
+        return "TILED_FULL" if placement.matrix.full else "TILED_SPARSE"
+    rank = {plane: index for index, plane in enumerate(placement.order)}
+    ranks = {rank[plane] for plane in layout.planes}
+    return "3D" if placement.regular and max(ranks) - min(ranks) + 1 == len(ranks) else ""
+
+
+def _dimension(uid: str, keyword: str, group: str, label: str) -> Dataset:
+    index = Dataset()
+    index.DimensionOrganizationUID = uid
+    index.DimensionIndexPointer = Tag(keyword)
+    index.FunctionalGroupPointer = Tag(group)
+    index.DimensionDescriptionLabel = label
+    return index
+
+
+def _shared_groups(placement: Placement) -> Dataset:
     shared = Dataset()
+    if not any(place.sources for place in placement.places):
+        shared.DerivationImageSequence = [_derivation(placement.images)]
+    if not placement.has_positions:
+        return shared
+    measures, orientation = Dataset(), Dataset()
+    if placement.slice_thickness is not None:
+        measures.SliceThickness = decimals((float(f"{placement.slice_thickness:.10g}"),))
+    if placement.spacing_between_slices is not None:
+        measures.SpacingBetweenSlices = decimals((float(f"{placement.spacing_between_slices:.10g}"),))
+    measures.PixelSpacing = decimals(placement.spacing).split("\\")
     shared.PixelMeasuresSequence = [measures]
-    shared.PlaneOrientationSequence = [orientation]
+    if placement.matrix is None:
+        orientation.ImageOrientationPatient = decimals(placement.orientation).split("\\")
+        shared.PlaneOrientationSequence = [orientation]
     return shared
 
 
-def _decimal(value: DSfloat) -> str:
-    """A DS as the source wrote it; where that is longer than a DS may be, rounded to what fits (PS3.5 6.2)."""
-    written = str(value)
-    return written if len(written) <= 16 else format_number_as_ds(float(value))
+def _derivation(images: Sequence[Dataset]) -> Dataset:
+    """Frames that were made from all of the images, and lie on none of them (PS3.3 C.7.6.16.2.6)."""
+    derivation = Dataset()
+    derivation.DerivationCodeSequence = [code_item(_SEGMENTATION)]
+    derivation.SourceImageSequence = [_reference(image) for image in images]
+    for source in derivation.SourceImageSequence:
+        source.SpatialLocationsPreserved = "NO"
+        source.PurposeOfReferenceCodeSequence = [code_item(_SOURCE_IMAGE)]
+    return derivation
 
 
-def _frame_groups(index: int, image: Dataset) -> Dataset:
-    source = _reference(image)
-    source.SpatialLocationsPreserved = "YES"
-    source.PurposeOfReferenceCodeSequence = [_code(_SOURCE_IMAGE)]
-    derivation, content, position = Dataset(), Dataset(), Dataset()
-    derivation.DerivationCodeSequence = [_code(_SEGMENTATION)]
-    derivation.SourceImageSequence = [source]
-    content.DimensionIndexValues = [index + 1]
-    position.ImagePositionPatient = [_decimal(value) for value in image.ImagePositionPatient]
-    groups = Dataset()
-    groups.DerivationImageSequence = [derivation]
-    groups.FrameContentSequence = [content]
-    groups.PlanePositionSequence = [position]
-    return groups
+def _frame_items(layout: Layout, placement: Placement, kind: SegmentationType) -> list[FrameItem]:
+    indices = _indices_of_planes(layout, placement)
+    items = []
+    for plane, number in zip(layout.planes, layout.numbers, strict=True):
+        place, index = placement.places[plane], indices[plane]
+        items.append(
+            FrameItem(
+                sources=place.sources,
+                dimension_index_values=index if kind == "LABELMAP" else (number, *index),
+                position=place.position,
+                tile=place.tile,
+                segment_number=None if kind == "LABELMAP" else number,
+                label="" if place.position is not None else str(plane + 1),
+            )
+        )
+    return items
 
 
-def _use_a_character_set_for(dataset: Dataset, dictionary: LabelDictionary, algorithm: Algorithm) -> None:
+def _indices_of_planes(layout: Layout, placement: Placement) -> dict[int, tuple[int, ...]]:
+    """The dimension index values of planes that have a frame, from 1 without a gap (PS3.3 C.7.6.17.1)."""
+    written = set(layout.planes)
+    planes = [plane for plane in placement.order if plane in written]
+    if placement.matrix is None:
+        return {plane: (index,) for index, plane in enumerate(planes, start=1)}
+    tiles = {plane: placement.places[plane].tile or (1, 1) for plane in planes}
+    rows, columns = (sorted({tile[axis] for tile in tiles.values()}) for axis in (0, 1))
+    row, column = ({value: index for index, value in enumerate(values, start=1)} for values in (rows, columns))
+    return {plane: (row[tile[0]], column[tile[1]]) for plane, tile in tiles.items()}
+
+
+def _slide(image: Dataset, matrix: Matrix, orientation: Sequence[float], pyramid: Pyramid | None) -> Dataset:
+    """The total pixel matrix, the specimen, and the pyramid it is a level of (PS3.3 C.8.12.4, C.7.6.22)."""
+    dataset, origin = Dataset(), Dataset()
+    dataset.TotalPixelMatrixRows, dataset.TotalPixelMatrixColumns = matrix.rows, matrix.columns
+    dataset.ImageOrientationSlide = decimals(tuple(orientation)).split("\\")
+    for axis, offset in zip("XY", matrix.origin, strict=False):
+        setattr(origin, f"{axis}OffsetInSlideCoordinateSystem", decimals((offset,)))
+    dataset.TotalPixelMatrixOriginSequence = [origin]
+    if matrix.full:
+        dataset.TotalPixelMatrixFocalPlanes = 1
+    for keyword in _SPECIMEN:
+        if keyword in image:
+            dataset.add(image[keyword])
+    if pyramid is not None:
+        dataset.PyramidUID = pyramid.uid
+        if pyramid.label:
+            dataset.PyramidLabel = pyramid.label
+    return dataset
+
+
+def _use_a_character_set_for(dataset: Dataset, own: Sequence[str]) -> None:
     """Keep the source's character set unless what we write ourselves does not fit it: then UTF-8 holds both."""
-    codes = [c for s in dictionary.segment for c in (s.category, s.type, s.modifier, s.region) if c is not None]
-    own = [*(s.label for s in dictionary.segment), *(c.meaning for c in codes), algorithm.name, algorithm.version]
     if not all(text.isascii() for text in own):
         for element in dataset:
             if element.VR == "PN" and element.value:
                 element.value = str(element.value)
         dataset.SpecificCharacterSet = "ISO_IR 192"
-
-
-def _part10(dataset: Dataset, form: Form) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = form.transfer_syntax_uid
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    dataset.file_meta = meta
-    file = BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()

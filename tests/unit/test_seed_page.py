@@ -107,9 +107,8 @@ def test_segments_are_described(written: Path) -> None:
         assert mine.regions == tuple(map(code_of, other.anatomic_regions))
         assert mine.algorithm_type == other.algorithm_type.value
         identification = other.algorithm_identification
-        assert mine.algorithm is not None
-        assert (mine.algorithm.name, mine.algorithm.version) == (identification.name, identification.version)
-        assert mine.algorithm.family == code_of(identification.family)
+        assert (mine.algorithm_name, mine.algorithm_version) == (identification.name, identification.version)
+        assert mine.algorithm_family == code_of(identification.family)
 
 
 def code_of(concept: highdicom.sr.CodedConcept) -> Code:

@@ -8,7 +8,7 @@ from segnode.errors import UnreadablePixels
 from segnode.seg.codecs import native
 from segnode.seg.codecs.frame import Frame, FrameShape, FrameToEncode, decoding
 
-_LEVEL: Final = 6
+_LEVEL: Final = 7
 # No byte of RFC 1951 stands for more: a match of 258 bytes takes two bits at least.
 _LARGEST_RATIO: Final = 1032
 
