@@ -197,7 +197,7 @@ def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
     region_modifiers = tuple(_codes(region, "AnatomicRegionModifierSequence") for region in regions)
     identified = items_of(item, "SegmentationAlgorithmIdentificationSequence")
     cielab = value_of(item, "RecommendedDisplayCIELabValue")
-    is_colour = isinstance(cielab, MultiValue) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
+    is_colour = isinstance(cielab, MultiValue | list | tuple) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
     return DescribedSegment(
         number=int(number),
         label=text_of(item, "SegmentLabel"),

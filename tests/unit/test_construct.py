@@ -217,7 +217,7 @@ def test_planes_at_positions() -> None:
     turned = {"orientation": [0.0, 1.0, 0.0, -1.0, 0.0, 0.0], "spacing": [2.0, 2.5], "slice_thickness": 2.0}
     ours, _ = written(mask, at_positions(series(), positions, **turned), [manual(1)], StoredAs("BINARY"))
     assert ours.table.positions.tolist() == positions
-    assert (ours.table.orientations, ours.table.spacing) == ((tuple(turned["orientation"]),), (2.0, 2.5))
+    assert (ours.table.orientations, ours.table.spacings) == ((tuple(turned["orientation"]),), ((2.0, 2.5),))
     ours, _ = written(mask, at_positions(series(), positions), [manual(1)], StoredAs("LABELMAP"))
     assert (ours.table.orientations, ours.table.spacing) == (((1, 0, 0, 0, 1, 0),), (0.7, 0.9))
 
@@ -278,7 +278,7 @@ def test_a_matrix_of_another_resolution(slide: Dataset) -> None:
     """A coarser matrix covers the same area; its first pixel may be put elsewhere."""
     mask = np.ones((25, 10), np.uint8)
     ours, _ = written(mask, on_slide(slide, (25, 10), origin=(1.5, 2)), [manual(1)], StoredAs("LABELMAP"))
-    assert ours.table.spacing == (0.001, 0.0025)
+    assert ours.table.spacings == ((0.001, 0.0025),)
     assert ours.header.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem == 1.5
 
 
