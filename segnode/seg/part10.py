@@ -27,8 +27,12 @@ def part10(header: Dataset, items: Sequence[FrameItem], pixels: bytes, codec: Co
     `header` has neither per-frame groups, which `items` are, one a frame (none are left out altogether), nor pixel data,
     whose value `pixels` is, without the delimiter where it is encapsulated.
     """
+    return part10_of_groups(header, frame_items(items, encoding_of(codec.transfer_syntax_uid)), pixels, codec)
+
+
+def part10_of_groups(header: Dataset, groups: bytes, pixels: bytes, codec: Codec) -> bytes:
+    """As part10, with per-frame groups that are the value of their sequence in the codec's transfer syntax, or empty."""
     encoding = encoding_of(codec.transfer_syntax_uid)
-    groups = frame_items(items, encoding)
     words = not codec.encapsulated and header.BitsAllocated == 16
     body = [
         _data_set(header[:_PER_FRAME], encoding),

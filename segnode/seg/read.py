@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
 
 from segnode.dicom.codes import Code
 from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements
@@ -35,12 +37,16 @@ _INFLATE_BLOCK: Final = 1 << 24
 
 def open_segmentation(path: Path) -> Segmentation:
     """Read the Segmentation in a file, which is mapped. Raises NotDicom, NotASegmentation, UnreadablePixels, OSError."""
+    return read_segmentation(map_file(path))
+
+
+def map_file(path: Path) -> Buffer:
+    """The bytes of a file, which is mapped. Raises OSError."""
     with path.open("rb") as file:
         try:
-            data: Buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except ValueError:  # an empty file cannot be mapped
-            data = b""
-    return read_segmentation(data)
+            return b""
 
 
 def read_segmentation(data: Buffer) -> Segmentation:
@@ -69,6 +75,27 @@ def read_segmentation(data: Buffer) -> Segmentation:
     value = memoryview(data)[pixels.start : pixels.end]
     frames = read_frames(value, syntax, shape, count, vr)
     return Segmentation(header, syntax, kind, segments, frames, table)
+
+
+def read_per_frame_groups(data: Buffer, encoding: Encoding) -> bytes:
+    """The value of PerFrameFunctionalGroupsSequence of a Part 10 file, written in an encoding; empty where it is absent."""
+    syntax, start = _read_meta(data)
+    written = encoding_of(syntax)
+    if written.deflated:
+        data, start = _inflated(data[start:]), 0
+    found = next((e for e in elements(data, start, len(data), written) if e.tag == _PER_FRAME), None)
+    if found is None:
+        return b""
+    if (written.implicit_vr, written.little_endian) == (encoding.implicit_vr, encoding.little_endian):
+        return bytes(data[found.start : found.end])
+    source = BytesIO(bytes(data[found.begin : found.next]))
+    groups = read_dataset(source, written.implicit_vr, written.little_endian)
+    groups.decode()
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, encoding.implicit_vr
+    groups[_PER_FRAME].is_undefined_length = False
+    write_dataset(file, groups)
+    return file.getvalue()[8 if encoding.implicit_vr else 12 :]
 
 
 def _read_meta(data: Buffer) -> tuple[str, int]:
