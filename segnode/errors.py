@@ -15,6 +15,7 @@ SegnodeError
 ├── NotASegmentation         a DICOM object that is no Segmentation, or lacks what one needs
 ├── OverlappingSegments      segments that share voxels, where each voxel can have one
 ├── CannotConvert            a SEG that cannot be had in the form that is asked for
+├── CannotWrite              a file that cannot be written
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
@@ -98,6 +99,10 @@ class OverlappingSegments(SegnodeError):
 
 class CannotConvert(SegnodeError):
     """A SEG that cannot be had in the form that is asked for; the message says why, and what to ask for."""
+
+
+class CannotWrite(SegnodeError):
+    """A file that cannot be written, or that is there already; the message names it."""
 
 
 class UnreadablePixels(SegnodeError):

@@ -150,7 +150,9 @@ def _encoded_anew(data: Buffer, source: Segmentation, codec: Codec) -> Converted
     if bits == 1 and not codec.encapsulated:
         pixels = _bits([source.frames.packed(frame) for frame in range(len(source.frames))], source.frames.shape.pixels)
     else:
-        pixels = _value(list(of_each_plane(lambda frame: _encode(source.frames.decode(frame), bits, codec), len(source.frames))), codec)
+        pixels = _value(
+            list(of_each_plane(lambda frame: _encode(source.frames.decode(frame), bits, codec), len(source.frames))), codec
+        )
     groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
     return Converted(part10_of_groups(header, groups, pixels, codec), *uids, same)
 

@@ -201,7 +201,7 @@ def _palette(header: Dataset) -> Mapping[int, tuple[int, int, int]] | None:
     columns, first = [], 0
     for table in _PALETTE:
         entries, first, bits = (int(value) for value in header[f"{table}Descriptor"].value)
-        data = np.frombuffer(header[f"{table}Data"].value, np.uint8 if bits == 8 else np.dtype("<u2"))
+        data = np.frombuffer(header[f"{table}Data"].value, "<u1" if bits == 8 else "<u2").astype(np.int64)
         columns.append((data[: entries or 65536] >> (bits - 8)).tolist())
     red, green, blue = columns
     return {first + place: rgb for place, rgb in enumerate(zip(red, green, blue, strict=False))}

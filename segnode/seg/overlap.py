@@ -31,7 +31,8 @@ class Grouping:
 
 def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
     """How many voxels each pair of the packed segments of one plane shares, the lower number first."""
-    covered, shared = np.uint8(0), np.uint8(0)
+    covered: Packed = np.zeros(1, np.uint8)
+    shared = covered
     for packed in segments.values():
         covered, shared = covered | packed, shared | (covered & packed)
     counts: Counter[Pair] = Counter()
