@@ -6,7 +6,7 @@ Ten thousand frames have ten thousand items: as data sets they cost seconds, as 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,17 +87,31 @@ def frame_table(shared: FrameGroups, frames: Sequence[FrameGroups]) -> FrameTabl
 
 def read_frame_groups(buffer: Buffer, sequence: Element, encoding: Encoding) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
-    return [_read_item(buffer, start, end, encoding) for start, end in items(buffer, sequence, encoding)]
+    known: dict[tuple[int, bytes], Mapping[str, Any]] = {}
+    return [_read_item(buffer, start, end, encoding, known) for start, end in items(buffer, sequence, encoding)]
 
 
-def _read_item(buffer: Buffer, start: int, end: int, encoding: Encoding) -> FrameGroups:
+def _read_item(
+    buffer: Buffer, start: int, end: int, encoding: Encoding, known: dict[tuple[int, bytes], Mapping[str, Any]]
+) -> FrameGroups:
     groups = FrameGroups()
     for element in elements(buffer, start, end, encoding):
-        read = _READERS.get(element.tag)
-        if read is not None:
-            for inner_start, inner_end in items(buffer, element, encoding):
-                read(groups, _Item(buffer, inner_start, inner_end, encoding))
+        if element.tag not in _READERS:
+            continue
+        # Frames of many segments say the same of their place and sources: what was read once is not read again.
+        key = element.tag, bytes(buffer[element.start : element.end])
+        if key not in known:
+            known[key] = _read_group(buffer, element, encoding)
+        groups.__dict__.update(known[key])
     return groups
+
+
+def _read_group(buffer: Buffer, element: Element, encoding: Encoding) -> Mapping[str, Any]:
+    """What one functional group says, by the field that it says it of."""
+    groups, nothing = FrameGroups(), FrameGroups()
+    for start, end in items(buffer, element, encoding):
+        _READERS[element.tag](groups, _Item(buffer, start, end, encoding))
+    return {name: value for name, value in vars(groups).items() if value != getattr(nothing, name)}
 
 
 class _Item:
