@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from segnode.seg.combine import Packed
 from segnode.seg.masks import Masks, masks_of
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 
@@ -89,9 +90,14 @@ def diff(a: Segmentation, b: Segmentation) -> Difference:
     tallies = [_Tally() for _ in pairs]
     places = _places(masks, other)
     for place, (plane, other_plane) in enumerate(places):
-        inside, other_inside = _inside(masks, plane), _inside(other, other_plane)
+        if "FRACTIONAL" in (a.type, b.type):
+            inside, other_inside = _inside(masks, plane), _inside(other, other_plane)
+            for tally, (number, other_number) in zip(tallies, pairs, strict=True):
+                _count(tally, place, inside.get(number), other_inside.get(other_number))
+            continue
+        packed, other_packed = _masks_at(masks, plane), _masks_at(other, other_plane)
         for tally, (number, other_number) in zip(tallies, pairs, strict=True):
-            _count(tally, place, inside.get(number), other_inside.get(other_number))
+            _count_packed(tally, place, packed.get(number), other_packed.get(other_number), (a.rows, a.columns))
     return Difference(
         (),
         tuple(
@@ -199,6 +205,10 @@ def _by_position(positions: Sequence[Any], others: Sequence[Any]) -> list[tuple[
     return pairs + [(None, plane) for plane in sorted(free)]
 
 
+def _masks_at(masks: Masks, plane: int | None) -> dict[int | None, Packed]:
+    return {} if plane is None else {**masks.at(plane)}
+
+
 def _inside(masks: Masks, plane: int | None) -> dict[int | None, Any]:
     if plane is None:
         return {}
@@ -222,10 +232,28 @@ def _count(tally: _Tally, place: int, inside: _Inside, other: _Inside) -> None:
     tally.other_voxels += int(np.count_nonzero(other_present))
     tally.both += int(np.count_nonzero(present & other_present))
     differs = np.asarray((0 if inside is None else inside) != (0 if other is None else other))
-    if differing := int(np.count_nonzero(differs)):
-        rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
-        tally.differing += differing
-        tally.boxes.append((place, int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])))
+    if differs.any():
+        _add_differing(tally, place, differs)
+
+
+def _count_packed(tally: _Tally, place: int, packed: Packed | None, other: Packed | None, shape: tuple[int, int]) -> None:
+    """Count without unpacking, unless something differs."""
+    if packed is None and other is None:
+        return
+    inside = np.zeros_like(other) if packed is None else packed
+    other_inside = np.zeros_like(inside) if other is None else other
+    tally.voxels += int(np.bitwise_count(inside).sum())
+    tally.other_voxels += int(np.bitwise_count(other_inside).sum())
+    tally.both += int(np.bitwise_count(inside & other_inside).sum())
+    differs = inside ^ other_inside
+    if differs.any():
+        _add_differing(tally, place, np.unpackbits(differs, count=shape[0] * shape[1], bitorder="little").reshape(shape))
+
+
+def _add_differing(tally: _Tally, place: int, differs: npt.NDArray[np.uint8] | npt.NDArray[np.bool_]) -> None:
+    rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
+    tally.differing += int(np.count_nonzero(differs))
+    tally.boxes.append((place, int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])))
 
 
 def _told(
