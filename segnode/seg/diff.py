@@ -205,8 +205,8 @@ def _by_position(positions: Sequence[Any], others: Sequence[Any]) -> list[tuple[
     return pairs + [(None, plane) for plane in sorted(free)]
 
 
-def _masks_at(masks: Masks, plane: int | None) -> dict[int | None, Packed]:
-    return {} if plane is None else {**masks.at(plane)}
+def _masks_at(masks: Masks, plane: int | None) -> dict[Any, Packed]:
+    return {} if plane is None else masks.at(plane)
 
 
 def _inside(masks: Masks, plane: int | None) -> dict[int | None, Any]:
