@@ -1,11 +1,9 @@
 """The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
-import dataclasses
 import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +14,7 @@ import msgspec
 
 from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig, is_http, parse_dimse_address, read_config
 from segnode.errors import ConfigError, LabelError, SegnodeError
+from segnode.seg_cli import seg
 
 if TYPE_CHECKING:
     from segnode.backup import Watch
@@ -283,38 +282,7 @@ def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
     sys.exit(run_demo(folder, read_config(config_file), out))
 
 
-@main.group()
-def seg() -> None:
-    """Look at SEG files."""
-
-
-@seg.command("check")
-@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def check_segmentations(paths: Sequence[Path], *, as_json: bool) -> None:
-    """Check SEG files, and those in folders, against the rules of the standard; exit code 1 when one breaks a rule.
-
-    Errors break a "shall" of DICOM; warnings are likely to do harm.
-    """
-    from segnode.seg.check import check, read_segmentation
-    from segnode.seg.files import segmentation_files
-
-    found: list[dict[str, str]] = []
-    sound = True
-    for file in segmentation_files(paths):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what pydicom warns of is found again, with its rule
-            findings = check(read_segmentation(file))
-        sound = sound and all(finding.severity != "error" for finding in findings)
-        found.extend({"file": str(file), **dataclasses.asdict(finding)} for finding in findings)
-        if not as_json:
-            click.echo(f"{file}: {f'{len(findings)} finding(s)' if findings else 'no findings'}")
-            for finding in findings:
-                click.echo(f"  {finding.severity:<8} {finding.attribute}")
-                click.echo(f"           {finding.message} ({finding.clause})")
-    if as_json:
-        _echo_json(found)
-    sys.exit(0 if sound else 1)
+main.add_command(seg)
 
 
 def _outcome(replayed: "Replayed") -> str:

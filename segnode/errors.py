@@ -14,6 +14,8 @@ SegnodeError
 ├── NotAVolume               a series whose slices are not one volume
 ├── NotASegmentation         a DICOM object that is no Segmentation, or lacks what one needs
 ├── OverlappingSegments      segments that share voxels, where each voxel can have one
+├── CannotConvert            a SEG that cannot be had in the form that is asked for
+├── CannotWrite              a file that cannot be written
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
@@ -93,6 +95,14 @@ class NotASegmentation(SegnodeError):
 
 class OverlappingSegments(SegnodeError):
     """Segments that share voxels, where each voxel can have one; the message names them and how many voxels."""
+
+
+class CannotConvert(SegnodeError):
+    """A SEG that cannot be had in the form that is asked for; the message says why, and what to ask for."""
+
+
+class CannotWrite(SegnodeError):
+    """A file that cannot be written, or that is there already; the message names it."""
 
 
 class UnreadablePixels(SegnodeError):

@@ -41,7 +41,7 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
             of_plane[plane].append(frame)
 
     def combine(plane: int) -> bool:
-        return _combine_plane(frames, of_plane[plane], number_of_frame, out[plane])
+        return combine_segments(segments_in(frames, of_plane[plane], number_of_frame), out[plane])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         overlapping = [plane for plane, overlaps in enumerate(pool.map(combine, range(len(planes)))) if overlaps]
@@ -78,13 +78,20 @@ def describe_overlaps(counts: Mapping[tuple[int, int], int], *, are_all: bool = 
     return f"segments overlap: {least}{named or 'some'}{more}; a labelmap holds one segment a voxel"
 
 
-def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int], out: Labelmap) -> bool:
-    """Whether segments overlap there; if so `out` is not complete."""
+def segments_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> dict[int, Packed]:
+    """The voxels of each segment of a plane, packed; two frames of one segment in one place add up."""
     segments: dict[int, Packed] = {}
     for frame in of_plane:
         packed, number = frames.packed(frame), number_of_frame[frame]
-        # Two frames of one segment in one place add up.
         segments[number] = segments[number] | packed if number in segments else packed
+    return segments
+
+
+def combine_segments(segments: Mapping[int, Packed], out: Labelmap) -> bool:
+    """Write the numbers of packed segments into `out` (rows, columns), which is zero.
+
+    Whether they overlap; if so `out` is left as it is.
+    """
     covered = np.zeros(-(-out.size // 8), np.uint8)
     for packed in segments.values():
         if (covered & packed).any():
@@ -98,7 +105,8 @@ def _combine_plane(frames: Frames, of_plane: Sequence[int], number_of_frame: Seq
     target = out.reshape(-1)[first * 8 : last * 8]
     for bit, packed in _bit_planes(segments).items():
         digits = np.unpackbits(packed[first:last], count=target.size, bitorder="little").astype(target.dtype, copy=False)
-        target |= np.left_shift(digits, target.dtype.type(bit), out=digits)
+        digits *= target.dtype.type(1 << bit)  # NumPy shifts bytes ten times slower than it multiplies them
+        target |= digits
     return False
 
 

@@ -37,11 +37,21 @@ def part10(
     whose value `pixels` is, without the delimiter where it is encapsulated, nor `sequences`, by keyword, whose values are
     bytes in the same encoding.
     """
-    encoding = encoding_of(codec.transfer_syntax_uid)
-    words = not codec.encapsulated and header.BitsAllocated == 16
     values = {int(Tag(keyword)): value for keyword, value in sequences.items()}
     if items:
-        values[_PER_FRAME] = frame_items(items, encoding)
+        values[_PER_FRAME] = frame_items(items, encoding_of(codec.transfer_syntax_uid))
+    return _assembled(header, values, pixels, codec)
+
+
+def part10_of_groups(header: Dataset, groups: bytes, pixels: bytes | memoryview, codec: Codec) -> bytes:
+    """As part10, with per-frame groups that are the value of their sequence in the codec's transfer syntax, or empty."""
+    return _assembled(header, {_PER_FRAME: groups} if groups else {}, pixels, codec)
+
+
+def _assembled(header: Dataset, values: Mapping[int, bytes], pixels: bytes | memoryview, codec: Codec) -> bytes:
+    """The file, with sequences whose values are bytes by their tag."""
+    encoding = encoding_of(codec.transfer_syntax_uid)
+    words = not codec.encapsulated and header.BitsAllocated == 16
     said = header.get("SpecificCharacterSet") or default_encoding
     charset = said if isinstance(said, str) else [str(each) for each in said]
     body: list[bytes | memoryview] = []

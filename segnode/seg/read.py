@@ -10,7 +10,9 @@ from typing import Final, get_args
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
 from pydicom.multival import MultiValue
 
 from segnode.dicom.codes import Code
@@ -51,12 +53,16 @@ _WHOLE_NUMBERS: Final = (
 
 def open_segmentation(path: Path) -> Segmentation:
     """Read the Segmentation in a file, which is mapped. Raises NotDicom, NotASegmentation, UnreadablePixels, OSError."""
+    return read_segmentation(map_file(path))
+
+
+def map_file(path: Path) -> Buffer:
+    """The bytes of a file, which is mapped. Raises OSError."""
     with path.open("rb") as file:
         try:
-            data: Buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except ValueError:  # an empty file cannot be mapped
-            data = b""
-    return read_segmentation(data)
+            return b""
 
 
 def read_segmentation(data: Buffer) -> Segmentation:
@@ -89,6 +95,27 @@ def _read_pixels(
     pixels = found[PIXEL_DATA]
     vr = "" if encoding.implicit_vr else str(data[pixels.begin + 4 : pixels.begin + 6], "latin-1")
     return read_frames(memoryview(data)[pixels.start : pixels.end], syntax, shape, count, vr)
+
+
+def read_per_frame_groups(data: Buffer, encoding: Encoding) -> bytes:
+    """The value of PerFrameFunctionalGroupsSequence of a Part 10 file, written in an encoding; empty where it is absent."""
+    syntax, start = _read_meta(data)
+    written = encoding_of(syntax)
+    if written.deflated:
+        data, start = _inflated(data[start:]), 0
+    found = next((e for e in elements(data, start, len(data), written) if e.tag == _PER_FRAME), None)
+    if found is None:
+        return b""
+    if (written.implicit_vr, written.little_endian) == (encoding.implicit_vr, encoding.little_endian):
+        return bytes(data[found.start : found.end])
+    source = BytesIO(bytes(data[found.begin : found.next]))
+    groups = read_dataset(source, written.implicit_vr, written.little_endian)
+    groups.decode()
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, encoding.implicit_vr
+    groups[_PER_FRAME].is_undefined_length = False
+    write_dataset(file, groups)
+    return file.getvalue()[8 if encoding.implicit_vr else 12 :]
 
 
 def _read_meta(data: Buffer) -> tuple[str, int]:
@@ -197,7 +224,9 @@ def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
     region_modifiers = tuple(_codes(region, "AnatomicRegionModifierSequence") for region in regions)
     identified = items_of(item, "SegmentationAlgorithmIdentificationSequence")
     cielab = value_of(item, "RecommendedDisplayCIELabValue")
-    is_colour = isinstance(cielab, MultiValue | list | tuple) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
+    is_colour = (
+        isinstance(cielab, MultiValue | list | tuple) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
+    )
     return DescribedSegment(
         number=int(number),
         label=text_of(item, "SegmentLabel"),

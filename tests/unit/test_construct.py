@@ -219,7 +219,7 @@ def test_planes_at_positions() -> None:
     assert ours.table.positions.tolist() == positions
     assert (ours.table.orientations, ours.table.spacings) == ((tuple(turned["orientation"]),), ((2.0, 2.5),))
     ours, _ = written(mask, at_positions(series(), positions), [manual(1)], StoredAs("LABELMAP"))
-    assert (ours.table.orientations, ours.table.spacing) == (((1, 0, 0, 0, 1, 0),), (0.7, 0.9))
+    assert (ours.table.orientations, ours.table.spacings) == (((1, 0, 0, 0, 1, 0),), ((0.7, 0.9),))
 
 
 @pytest.fixture

@@ -1,0 +1,465 @@
+"""Converting: a Segmentation in another transfer syntax, which is the same object, or of another type, which is a new one."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Final, Literal
+
+import numpy as np
+
+from segnode.dicom.elements import Buffer
+from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.dicom.uids import derived_uid, is_uid
+from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
+from segnode.seg.codecs import Codec
+from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
+from segnode.seg.converted_header import Dimensions, Part, header_of, shared_groups
+from segnode.seg.fragments import encapsulated
+from segnode.seg.frame_items import FrameItem
+from segnode.seg.masks import Masks, masks_of, of_each_plane
+from segnode.seg.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
+from segnode.seg.part10 import part10, part10_of_groups
+from segnode.seg.planes import Planes, grid_of
+from segnode.seg.read import read_per_frame_groups, read_segmentation
+from segnode.seg.segmentation import Segmentation, SegmentationType
+
+# Part of every derived UID: raise it when the same source becomes another object.
+CONVERTER_REVISION: Final = "1"
+
+OverlapPolicy = Literal["error", "split", "priority"]
+
+_FULL_FRACTION: Final = 255
+_SAME_PLACE_MM: Final = 0.1
+_MOST_NAMED: Final = 8
+_PLACES: Final = frozenset(
+    (
+        0x00200032,  # ImagePositionPatient
+        0x00209056,  # StackID
+        0x00209057,  # InStackPositionNumber
+        0x0048021E,  # ColumnPositionInTotalImagePixelMatrix
+        0x0048021F,  # RowPositionInTotalImagePixelMatrix
+        0x0040072A,  # XOffsetInSlideCoordinateSystem
+        0x0040073A,  # YOffsetInSlideCoordinateSystem
+        0x0040074A,  # ZOffsetInSlideCoordinateSystem
+        0x0062000B,  # ReferencedSegmentNumber
+    )
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a Segmentation is to become.
+
+    `overlap` is what happens where a LABELMAP cannot hold two segments: `priority` gives a voxel to the first of its
+    numbers. `threshold` (of 1) makes segments of a FRACTIONAL; without it a voxel is in that of the greatest fraction.
+    """
+
+    type: SegmentationType
+    codec: Codec
+    overlap: OverlapPolicy = "error"
+    priority: tuple[int, ...] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two segments of the source that share voxels."""
+
+    numbers: tuple[int, int]
+    labels: tuple[str, str]
+    voxels: int
+
+    def __str__(self) -> str:
+        (a, b), (label, other) = self.numbers, self.labels
+        return f"{a} ({label}) and {b} ({other}) in {self.voxels} voxels"
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """An object and how it came about: `numbers` maps segment numbers of the source to its own.
+
+    It is number `part` of `parts`, which are the fewest there can be if `lower_bound` is as many. `overlaps` are those of
+    the source that were resolved.
+    """
+
+    part10: bytes
+    sop_instance_uid: str
+    series_instance_uid: str
+    numbers: Mapping[int, int]
+    part: int = 1
+    parts: int = 1
+    lower_bound: int = 1
+    overlaps: tuple[Overlap, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """The frames of a LABELMAP, encoded: one for each of `planes`."""
+
+    planes: Sequence[int]
+    frames: list[bytes]
+
+
+Resolve = Callable[[dict[int, Packed]], dict[int, Packed]]
+
+
+def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
+    """A Part 10 file in the form that is asked for: one object, or several where its segments are split.
+
+    Of the same type it is the same object, only encoded anew; of another it is a new one, whose UIDs derive from the source
+    and the target, so that a repeat is the same object; `now` is its creation. Raises CannotConvert, OverlappingSegments,
+    NotAVolume, NotFound, and what read_segmentation raises.
+    """
+    source = read_segmentation(data)
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        if not is_uid(str(source.header.get(keyword) or "")):
+            raise CannotConvert(f"{keyword} is missing, or does not hold a UID: nothing can be derived from this object")
+    if source.type == target.type:
+        return [_encoded_anew(data, source, target.codec)]
+    if not source.numbers:
+        raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
+    masks = masks_of(source, target.threshold)
+    _require_one_dimension(masks)
+    if target.type == "LABELMAP":
+        return _labelmaps(masks, target, now)
+    return [_stack_of_segments(masks, target, now)]
+
+
+def _require_bits(codec: Codec, kind: SegmentationType, bits: int) -> None:
+    if bits not in codec.bits:
+        raise CannotConvert(
+            f"{codec.name} has no frames of {bits} bit, which a {kind} has: take native, rle, jpeg-2000 or deflate-frames,"
+            " or make a LABELMAP of it"
+        )
+
+
+def _encoded_anew(data: Buffer, source: Segmentation, codec: Codec) -> Converted:
+    """The same object: the same UIDs, attributes and pixels, in another transfer syntax."""
+    bits = source.frames.shape.bits
+    _require_bits(codec, source.type, bits)
+    same = {number: number for number in source.numbers}
+    uids = source.sop_instance_uid, str(source.header.SeriesInstanceUID)
+    if source.transfer_syntax_uid == codec.transfer_syntax_uid:
+        return Converted(bytes(data), *uids, same)
+    header = source.header
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
+        if keyword in header:
+            del header[keyword]
+    if bits == 1 and not codec.encapsulated:
+        pixels = _bits([source.frames.packed(frame) for frame in range(len(source.frames))], source.frames.shape.pixels)
+    else:
+        pixels = _value(
+            list(of_each_plane(lambda frame: _encode(source.frames.decode(frame), bits, codec), len(source.frames))), codec
+        )
+    groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
+    return Converted(part10_of_groups(header, groups, pixels, codec), *uids, same)
+
+
+def _labelmaps(masks: Masks, target: Target, now: datetime) -> list[Converted]:
+    """LABELMAPs, one unless overlapping segments are split."""
+    source = masks.segmentation
+    dtype = label_type(max(source.numbers))
+    _require_bits(target.codec, "LABELMAP", dtype.itemsize * 8)
+    counts: Counter[Pair] = Counter()
+    everything = range(len(masks.planes))
+    whole = _encode_labels(masks, everything, target.codec, dtype, dict, counts)
+    overlaps = tuple(_overlap(source, pair, voxels) for pair, voxels in counts.most_common())
+    if not overlaps:
+        return [_labelmap(masks, target, whole, source.numbers, now)]
+    if target.overlap == "error":
+        raise OverlappingSegments(_told(overlaps))
+    if target.overlap == "priority":
+        order = _order(source, target.priority, overlaps)
+        whole = _encode_labels(masks, everything, target.codec, dtype, lambda segments: _by_priority(segments, order), counts)
+        return [_labelmap(masks, target, whole, source.numbers, now, overlaps=overlaps)]
+    grouping = fewest_groups(source.numbers, counts)
+    return [
+        _labelmap(masks, target, _part_of(masks, group, target.codec, dtype), group, now, grouping, place, overlaps)
+        for place, group in enumerate(grouping.groups, 1)
+    ]
+
+
+def _overlap(source: Segmentation, pair: Pair, voxels: int) -> Overlap:
+    return Overlap(pair, (source.segment[pair[0]].label, source.segment[pair[1]].label), voxels)
+
+
+def _told(overlaps: Sequence[Overlap]) -> str:
+    more = f", and {len(overlaps) - _MOST_NAMED} other pairs" if len(overlaps) > _MOST_NAMED else ""
+    named = ", ".join(map(str, overlaps[:_MOST_NAMED]))
+    return (
+        f"segments overlap: {named}{more}; a LABELMAP holds one segment a voxel: have them split into several objects"
+        " (split), or say which segment comes first (priority)"
+    )
+
+
+def _encode_labels(
+    masks: Masks,
+    planes: Sequence[int],
+    codec: Codec,
+    dtype: "np.dtype[np.unsignedinteger]",
+    resolve: Resolve,
+    counts: Counter[Pair],
+) -> _Labels:
+    """Planes combined and encoded one by one, so that no volume is held; overlaps that are left are counted."""
+    shape = masks.segmentation.rows, masks.segmentation.columns
+
+    def encode(place: int) -> tuple[bytes, Counter[Pair]]:
+        segments = resolve(masks.at(planes[place]))
+        labels: Labelmap = np.zeros(shape, dtype)
+        if combine_segments(segments, labels):
+            return b"", overlapping_voxels(segments)
+        return _encode(labels, dtype.itemsize * 8, codec), Counter()
+
+    frames = []
+    for frame, overlapping in of_each_plane(encode, len(planes)):
+        frames.append(frame)
+        counts.update(overlapping)
+    return _Labels(planes, frames)
+
+
+def _part_of(masks: Masks, group: Sequence[int], codec: Codec, dtype: "np.dtype[np.unsignedinteger]") -> _Labels:
+    """The labels of some segments, on the planes that they have frames on."""
+    chosen = frozenset(group)
+
+    def only(segments: dict[int, Packed]) -> dict[int, Packed]:
+        return {number: packed for number, packed in segments.items() if number in chosen}
+
+    numbers = masks.segmentation.table.segment_numbers.tolist()
+    planes = [
+        plane
+        for plane, frames in enumerate(masks.frames_of_plane)
+        if _is_tiled_full(masks.segmentation) or any(numbers[frame] in chosen for frame in frames)
+    ]
+    return _encode_labels(masks, planes, codec, dtype, only, Counter())
+
+
+def _order(source: Segmentation, priority: Sequence[int], overlaps: Iterable[Overlap]) -> Mapping[int, int]:
+    """The rank of each number. Raises CannotConvert for a number that is none, or a pair of which neither has one."""
+    unknown = sorted(set(priority) - set(source.numbers))
+    if unknown:
+        raise CannotConvert(f"priority names segments that SegmentSequence does not describe: {unknown}")
+    rank = {number: place for place, number in reversed(list(enumerate(priority)))}
+    open_pairs = [overlap for overlap in overlaps if not set(overlap.numbers) & rank.keys()]
+    if open_pairs:
+        raise OverlappingSegments(
+            f"segments overlap, and priority names neither of them: {', '.join(map(str, open_pairs[:_MOST_NAMED]))}"
+        )
+    return rank
+
+
+def _by_priority(segments: dict[int, Packed], rank: Mapping[int, int]) -> dict[int, Packed]:
+    """Each voxel is left to the first of its segments."""
+    resolved: dict[int, Packed] = {}
+    covered: Packed = np.zeros(1, np.uint8)
+    for number in sorted(segments, key=lambda n: (rank.get(n, len(rank)), n)):
+        resolved[number] = segments[number] & ~covered
+        covered = covered | segments[number]
+    return resolved
+
+
+def _labelmap(
+    masks: Masks,
+    target: Target,
+    labels: _Labels,
+    numbers: Sequence[int],
+    now: datetime,
+    grouping: Grouping | None = None,
+    place: int = 1,
+    overlaps: tuple[Overlap, ...] = (),
+) -> Converted:
+    source = masks.segmentation
+    parts = len(grouping.groups) if grouping else 1
+    bits = label_type(max(source.numbers)).itemsize * 8
+    part = Part("LABELMAP", {number: number for number in numbers}, place, parts, bits, len(labels.planes))
+    dimensions = _dimensions(masks, labels.planes, part)
+    index = _index_values(masks, labels.planes)
+    items = [
+        _frame_item(masks, plane, masks.frames_of_plane[plane], values)
+        for plane, values in zip(labels.planes, index, strict=True)
+    ]
+    how = (*_choices(source, target), *((f"priority {target.priority}",) if overlaps and not grouping else ()))
+    uids = _uids(source, target, how, part)
+    header = header_of(source, part, dimensions, uids, now)
+    pixels = _value(labels.frames, target.codec)
+    made = part10(header, [] if _is_tiled_full(source) else items, pixels, target.codec)
+    return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps)
+
+
+def _choices(source: Segmentation, target: Target) -> tuple[str, ...]:
+    """What else than the types decides about the labels."""
+    return (f"threshold {target.threshold}",) if source.type == "FRACTIONAL" else ()
+
+
+def _uids(source: Segmentation, target: Target, how: Sequence[str], part: Part) -> tuple[str, str]:
+    parts = (source.sop_instance_uid, target.type, how, CONVERTER_REVISION)
+    return (
+        str(derived_uid("converted", *parts, f"{part.place} of {part.parts}")),
+        str(derived_uid("converted series", *parts)),
+    )
+
+
+def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted:
+    """A BINARY, or a FRACTIONAL of nothing and all: a frame for each segment and plane, numbered from 1 (C.8.20.2.4)."""
+    source, codec = masks.segmentation, target.codec
+    bits = 1 if target.type == "BINARY" else 8
+    _require_bits(codec, target.type, bits)
+    numbers = {number: place for place, number in enumerate(source.numbers, 1)}
+    found = _segment_frames(masks, numbers)
+    keys = sorted(found)
+    pixel_count = source.frames.shape.pixels
+    if bits == 1 and not codec.encapsulated:
+        pixels = _bits([found[key] for key in keys], pixel_count)
+    else:
+        shape = source.rows, source.columns
+
+        def encode(place: int) -> bytes:
+            inside = np.unpackbits(found[keys[place]], count=pixel_count, bitorder="little").reshape(shape)
+            return _encode(inside if bits == 1 else inside * np.uint8(_FULL_FRACTION), bits, codec)
+
+        pixels = _value(list(of_each_plane(encode, len(keys))), codec)
+    part = Part(target.type, numbers, bits=bits, frames=len(keys))
+    planes = sorted({plane for _, plane in keys})
+    index = dict(zip(planes, _index_values(masks, planes), strict=True))
+    items = [
+        _frame_item(masks, plane, _frames_of(masks, source.numbers[number - 1], plane), (number, *index[plane]), number)
+        for number, plane in keys
+    ]
+    uids = _uids(source, target, _choices(source, target), part)
+    header = header_of(source, part, _dimensions(masks, planes, part), uids, now)
+    made = part10(header, [] if _is_tiled_full(source) else items, pixels, codec)
+    return Converted(made, *uids, numbers)
+
+
+def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int, int], Packed]:
+    """Masks by new number and plane: those that the source has frames of, or of a LABELMAP those that are not empty."""
+    found: dict[tuple[int, int], Packed] = {}
+    nothing: Packed = np.zeros(-(-masks.segmentation.frames.shape.pixels // 8), np.uint8)
+    for plane, segments in enumerate(of_each_plane(masks.at, len(masks.planes))):
+        found.update({(numbers[number], plane): packed for number, packed in segments.items()})
+    if _is_tiled_full(masks.segmentation):
+        return {(n, plane): found.get((n, plane), nothing) for n in numbers.values() for plane in range(len(masks.planes))}
+    return found or {(1, 0): nothing}
+
+
+def _frames_of(masks: Masks, number: int, plane: int) -> Sequence[int]:
+    frames, numbers = masks.frames_of_plane[plane], masks.segmentation.table.segment_numbers
+    return frames if masks.segmentation.type == "LABELMAP" else [f for f in frames if numbers[f] == number]
+
+
+def _encode(frame: Labelmap, bits: int, codec: Codec) -> bytes:
+    """A frame as a codestream, or natively; of 1 bit only as a codestream."""
+    if codec.encode is not None:
+        return codec.encode(frame.view(np.bool_) if bits == 1 else frame)
+    return frame.astype(frame.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _value(frames: list[bytes], codec: Codec) -> bytes:
+    """The value of PixelData, of even length."""
+    if codec.encapsulated:
+        return encapsulated(frames)
+    return b"".join([*frames, b"\0" * (sum(map(len, frames)) % 2)])
+
+
+def _bits(packed: Sequence[Packed], pixels: int) -> bytes:
+    """Frames of 1 bit natively, without padding between them (PS3.5 8.1.1)."""
+    if pixels % 8 == 0:
+        value = b"".join(frame.tobytes() for frame in packed)
+    else:
+        value = np.packbits(
+            np.concatenate([np.unpackbits(frame, count=pixels, bitorder="little") for frame in packed]), bitorder="little"
+        ).tobytes()
+    return value + b"\0" * (len(value) % 2)
+
+
+def _is_tiled_full(source: Segmentation) -> bool:
+    """Whether frames have no groups of their own because their order says where they lie (PS3.3 C.7.6.17.3)."""
+    return source.header.get("DimensionOrganizationType") == "TILED_FULL" and not np.isfinite(source.table.positions).all()
+
+
+def _dimensions(masks: Masks, planes: Sequence[int], part: Part) -> Dimensions:
+    """What tells the planes apart. Raises CannotConvert when nothing does."""
+    source = masks.segmentation
+    tiled_full = _is_tiled_full(source)
+    shared = shared_groups(source, keep_places=tiled_full)
+    if _is_tiled(source):
+        slide = "PlanePositionSlideSequence"
+        pointers = (("RowPositionInTotalImagePixelMatrix", slide), ("ColumnPositionInTotalImagePixelMatrix", slide))
+        return Dimensions(pointers, "TILED_FULL" if tiled_full else "TILED_SPARSE", shared)
+    if _has_positions(source):
+        evenly = part.type == "LABELMAP" and _is_grid(source, masks.planes, planes)
+        return Dimensions((("ImagePositionPatient", "PlanePositionSequence"),), "3D" if evenly else None, shared)
+    if all(source.table.sources):
+        return Dimensions((("SourceImageSequence", "DerivationImageSequence"),), None, shared)
+    raise CannotConvert(
+        "the frames have neither a position (PlanePositionSequence) nor a source image (DerivationImageSequence): nothing"
+        " would say where they lie"
+    )
+
+
+def _is_tiled(source: Segmentation) -> bool:
+    return source.is_tiled or bool((source.table.tiles > 0).all())
+
+
+def _has_positions(source: Segmentation) -> bool:
+    return bool(np.isfinite(source.table.positions).all())
+
+
+def _is_grid(source: Segmentation, planes: Planes, chosen: Sequence[int]) -> bool:
+    try:
+        slices = grid_of(source, planes).slice_of_plane[list(chosen)]
+    except NotAVolume:
+        return False
+    return bool((np.diff(slices) == 1).all())
+
+
+def _index_values(masks: Masks, planes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The dimension index values of planes, without that of a segment: ranks from 1."""
+    source = masks.segmentation
+    if not _is_tiled(source):
+        return [(rank,) for rank in range(1, len(planes) + 1)]
+    tiles = source.table.tiles[masks.planes.first_frame[list(planes)]]
+    ranks = [np.unique(tiles[:, axis], return_inverse=True)[1] + 1 for axis in (0, 1)]
+    return [(int(row), int(column)) for row, column in zip(*ranks, strict=True)]
+
+
+def _frame_item(
+    masks: Masks, plane: int, frames: Sequence[int], index_values: tuple[int, ...], number: int | None = None
+) -> FrameItem:
+    """The functional groups of a frame that stands for several of the source."""
+    table, first = masks.segmentation.table, int(masks.planes.first_frame[plane])
+    position = tuple(map(float, table.positions[first]))
+    row, column = map(int, table.tiles[first])
+    return FrameItem(
+        sources=tuple(dict.fromkeys(chain.from_iterable(table.sources[frame] for frame in frames))),
+        dimension_index_values=index_values,
+        position=position if np.isfinite(position).all() else None,
+        tile=(row, column) if row > 0 and column > 0 else None,
+        segment_number=number,
+    )
+
+
+def _require_one_dimension(masks: Masks) -> None:
+    """Frames of a plane differ in their segment only: not in time, focal plane or anything else that would be lost."""
+    source = masks.segmentation
+    if int(source.header.get("TotalPixelMatrixFocalPlanes") or 1) > 1:
+        raise CannotConvert("TotalPixelMatrixFocalPlanes is more than 1: tiles of several focal planes are not converted")
+    pointers = [int(item.get("DimensionIndexPointer", 0)) for item in source.header.get("DimensionIndexSequence") or ()]
+    others = [place for place, pointer in enumerate(pointers) if pointer not in _PLACES]
+    values, positions = source.table.dimension_index_values, source.table.positions
+    for frames in masks.frames_of_plane:
+        complete = [values[frame] for frame in frames if len(values[frame]) == len(pointers)]
+        differing = next((place for place in others if len({value[place] for value in complete}) > 1), None)
+        if differing is not None and _has_positions(source):
+            tag = pointers[differing]
+            raise CannotConvert(
+                f"frames in one place differ in dimension ({tag >> 16:04X},{tag & 0xFFFF:04X}) of DimensionIndexSequence,"
+                " which would be lost: take a segmentation without it"
+            )
+        spread = np.abs(positions[list(frames)] - positions[frames[0]]).max() if len(frames) > 1 else 0.0
+        if spread > _SAME_PLACE_MM:
+            raise CannotConvert(
+                f"frames that share a plane lie up to {spread:.2f} mm apart (PlanePositionSequence or"
+                " PlanePositionSlideSequence): one of them would be moved"
+            )

@@ -1,0 +1,314 @@
+"""The header of a Segmentation that was made of another: what is copied, what is new, and what is said of its origin."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from importlib.metadata import version
+from typing import Any, Final
+
+import numpy as np
+from pydicom import DataElement, Dataset
+from pydicom.tag import Tag
+from pydicom.valuerep import format_number_as_ds
+
+from segnode.dicom.codes import Code
+from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, MANUFACTURER, derived_uid, is_uid
+from segnode.errors import CannotConvert
+from segnode.seg.colour import recommended_cielab
+from segnode.seg.read import SEGMENTATION_STORAGE
+from segnode.seg.segmentation import Segmentation, SegmentationType
+
+_PALETTE: Final = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
+# Of the type, the encoding, the dimensions or the signature of the source: what the new object needs is written anew.
+_DROPPED: Final = (
+    "MaximumFractionalValue",
+    "SegmentationFractionalType",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "SegmentsOverlap",
+    "ICCProfile",
+    "PaletteColorLookupTableUID",
+    *(f"{table}{part}" for table in _PALETTE for part in ("Descriptor", "Data")),
+    *(f"Segmented{table}Data" for table in _PALETTE),
+    "DimensionOrganizationType",
+    "DimensionIndexSequence",
+    "DimensionOrganizationSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "InstanceCreatorUID",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "DataSetTrailingPadding",
+)
+# Type 2 of every SEG: written empty where the source lacks them.
+_REQUIRED_THOUGH_EMPTY: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "ContentDescription",
+)
+_BACKGROUND: Final = Code("DCM", "125040", "Background")
+_MODIFYING_EQUIPMENT: Final = Code("DCM", "109103", "Modifying Equipment")
+_SOURCE_IMAGE: Final = Code("DCM", "121322", "Source image for image processing operation")
+_SEGMENT: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One object of those that a source becomes: `numbers` maps the segment numbers of the source to those here."""
+
+    type: SegmentationType
+    numbers: Mapping[int, int]
+    place: int = 1
+    parts: int = 1
+    bits: int = 8
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What tells planes apart: attributes with their functional groups (keywords), and how they are organized."""
+
+    pointers: tuple[tuple[str, str], ...]
+    organization_type: str | None
+    shared: Dataset
+
+
+def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime) -> Dataset:
+    """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID."""
+    header = _copied(source.header)
+    for keyword in _DROPPED:
+        if keyword in header:
+            del header[keyword]
+    _complete(header)
+    _identify(header, source, part, uids, now)
+    _describe_image(header, source, part)
+    header.SegmentSequence = _segments(source, part)
+    _set_dimensions(header, part, dimensions)
+    _refer_to_source(header, source)
+    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), _contribution(source, part, now)]
+    return header
+
+
+def _copied(dataset: Dataset) -> Dataset:
+    """A data set whose elements can be changed without those of the other; items of sequences are shared, and not changed.
+
+    A deep copy takes a second for the references of a large object.
+    """
+    copied = Dataset()
+    for element in dataset:
+        copied.add(DataElement(element.tag, element.VR, element.value, already_converted=True))
+    return copied
+
+
+def _complete(header: Dataset) -> None:
+    """What every SEG has and some writers leave out."""
+    for keyword in _REQUIRED_THOUGH_EMPTY:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    if not header.get("Manufacturer"):
+        header.Manufacturer = MANUFACTURER
+    defaults = {
+        "ManufacturerModelName": header.Manufacturer,
+        "DeviceSerialNumber": "unknown",
+        "SoftwareVersions": "unknown",
+        "ContentLabel": "SEGMENTATION",
+        "LossyImageCompression": "00",
+    }
+    for keyword, value in defaults.items():
+        if not header.get(keyword):
+            setattr(header, keyword, value)
+    if header.get("FrameOfReferenceUID") and "PositionReferenceIndicator" not in header:
+        header.PositionReferenceIndicator = None
+
+
+def _identify(header: Dataset, source: Segmentation, part: Part, uids: tuple[str, str], now: datetime) -> None:
+    """SOP common, general series and the description of the content."""
+    header.SOPClassUID = LABEL_MAP_SEGMENTATION_STORAGE if part.type == "LABELMAP" else SEGMENTATION_STORAGE
+    header.SOPInstanceUID, header.SeriesInstanceUID = uids
+    header.Modality = "SEG"
+    number = int(source.header.get("SeriesNumber") or 0)
+    header.SeriesNumber = number * 100 + 1 if 0 <= number < 10_000_000 else 1
+    header.InstanceNumber = part.place
+    created = now.astimezone(_zone_of(header))
+    header.InstanceCreationDate = header.ContentDate = header.SeriesDate = created.strftime("%Y%m%d")
+    header.InstanceCreationTime = header.ContentTime = header.SeriesTime = created.strftime("%H%M%S.%f")
+    header.DerivationDescription = f"{source.type} segmentation converted to {part.type}"
+    if part.parts > 1:
+        tells = f"part {part.place} of {part.parts}"
+        header.ContentLabel = f"{str(header.ContentLabel)[:9]} {part.place}OF{part.parts}"[:16]
+        header.ContentDescription = f"{str(header.get('ContentDescription') or '')[:45]} ({tells})".strip()
+        header.DerivationDescription += f", {tells}"
+
+
+def _zone_of(header: Dataset) -> tzinfo | None:
+    try:
+        return datetime.strptime(str(header.get("TimezoneOffsetFromUTC") or ""), "%z").tzinfo
+    except ValueError:
+        return None
+
+
+def _describe_image(header: Dataset, source: Segmentation, part: Part) -> None:
+    """Image pixel and segmentation image (PS3.3 C.8.20.2)."""
+    header.ImageType = ["DERIVED", "PRIMARY"]
+    header.SegmentationType = part.type
+    header.SamplesPerPixel, header.PixelRepresentation = 1, 0
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.BitsAllocated = header.BitsStored = part.bits
+    header.HighBit = part.bits - 1
+    header.NumberOfFrames = part.frames
+    if part.type == "LABELMAP":
+        header.add_new("PixelPaddingValue", "US", 0)
+    if part.type == "FRACTIONAL":
+        header.SegmentationFractionalType, header.MaximumFractionalValue = "OCCUPANCY", 255
+    overlap = source.header.get("SegmentsOverlap")
+    known = overlap in ("YES", "NO") and source.type == "BINARY"
+    header.SegmentsOverlap = "NO" if "LABELMAP" in (source.type, part.type) else overlap if known else "UNDEFINED"
+
+
+def _segments(source: Segmentation, part: Part) -> list[Dataset]:
+    """The segments of the part by their new number, then the background of a LABELMAP."""
+    colour_of = _palette(source.header)
+    items = {int(item.SegmentNumber): item for item in source.header.SegmentSequence}
+    found = []
+    for number, new in sorted(part.numbers.items(), key=lambda pair: pair[1]):
+        item = _copied(items[number])
+        item.SegmentNumber = new
+        if colour_of and number in colour_of:
+            item.RecommendedDisplayCIELabValue = recommended_cielab(colour_of[number])
+        if item.get("SegmentAlgorithmType") != "MANUAL" and not item.get("SegmentAlgorithmName"):
+            item.SegmentAlgorithmName = "unknown"
+        found.append(item)
+    if part.type == "LABELMAP" and 0 not in part.numbers.values():
+        found.append(_background(found))
+    return found
+
+
+def _background(segments: Sequence[Dataset]) -> Dataset:
+    item = Dataset()
+    for keyword in ("SegmentAlgorithmType", "SegmentAlgorithmName", "SegmentationAlgorithmIdentificationSequence"):
+        if segments and keyword in segments[0]:
+            item[keyword] = deepcopy(segments[0][keyword])
+    if not item.get("SegmentAlgorithmType"):
+        item.SegmentAlgorithmType = "MANUAL"
+    item.SegmentNumber = 0
+    item.SegmentLabel = "Background"
+    item.SegmentedPropertyCategoryCodeSequence = [_code(_BACKGROUND)]
+    item.SegmentedPropertyTypeCodeSequence = [_code(_BACKGROUND)]
+    return item
+
+
+def _palette(header: Dataset) -> Mapping[int, tuple[int, int, int]] | None:
+    """The sRGB colour of each value of a PALETTE COLOR image; None for any other, or tables that are not plain ones."""
+    if header.get("PhotometricInterpretation") != "PALETTE COLOR" or f"{_PALETTE[0]}Data" not in header:
+        return None
+    columns, first = [], 0
+    for table in _PALETTE:
+        entries, first, bits = (int(value) for value in header[f"{table}Descriptor"].value)
+        data = np.frombuffer(header[f"{table}Data"].value, "<u1" if bits == 8 else "<u2").astype(np.int64)
+        columns.append((data[: entries or 65536] >> (bits - 8)).tolist())
+    red, green, blue = columns
+    return {first + place: rgb for place, rgb in enumerate(zip(red, green, blue, strict=False))}
+
+
+def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None:
+    """Multi-frame dimension and the shared functional groups (PS3.3 C.7.6.17, C.7.6.16)."""
+    uid = derived_uid("dimension organization", str(header.SOPInstanceUID))
+    organization = Dataset()
+    organization.DimensionOrganizationUID = uid
+    header.DimensionOrganizationSequence = [organization]
+    pointers = dimensions.pointers if part.type == "LABELMAP" else (_SEGMENT, *dimensions.pointers)
+    header.DimensionIndexSequence = [_index(uid, *pointer) for pointer in pointers]
+    if dimensions.organization_type is not None:
+        header.DimensionOrganizationType = dimensions.organization_type
+    header.SharedFunctionalGroupsSequence = [dimensions.shared]
+    geometry = ("PixelMeasuresSequence", "PlaneOrientationSequence")
+    if not header.get("FrameOfReferenceUID") and any(keyword in dimensions.shared for keyword in geometry):
+        # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
+        series = next((str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", ())), "")
+        header.FrameOfReferenceUID = derived_uid("frame of reference", series or str(header.SeriesInstanceUID))
+        header.PositionReferenceIndicator = None
+
+
+def _index(uid: str, pointer: str, group: str) -> Dataset:
+    item = Dataset()
+    item.DimensionOrganizationUID = uid
+    item.DimensionIndexPointer, item.FunctionalGroupPointer = Tag(pointer), Tag(group)
+    item.DimensionDescriptionLabel = pointer
+    return item
+
+
+def shared_groups(source: Segmentation, *, keep_places: bool) -> Dataset:
+    """What all frames share, with orientation and spacing, that some writers say of each frame. Raises CannotConvert."""
+    shared = deepcopy(next(iter(source.header.get("SharedFunctionalGroupsSequence") or ()), Dataset()))
+    of_frames = ["SegmentIdentificationSequence", "FrameContentSequence"]
+    if not keep_places:
+        of_frames += ["PlanePositionSequence", "PlanePositionSlideSequence", "DerivationImageSequence"]
+    for keyword in of_frames:
+        if keyword in shared:
+            del shared[keyword]
+    table = source.table
+    if len(table.orientations) > 1:
+        raise CannotConvert("ImageOrientationPatient differs from frame to frame: a segmentation has one for all its frames")
+    if "PlaneOrientationSequence" not in shared and table.orientations and not source.is_tiled:
+        item = Dataset()
+        item.ImageOrientationPatient = [_decimal(value) for value in table.orientations[0]]
+        shared.PlaneOrientationSequence = [item]
+    if "PixelMeasuresSequence" not in shared and table.spacings:
+        item = Dataset()
+        item.PixelSpacing = [_decimal(value) for value in table.spacings[0]]
+        if table.slice_thickness:
+            item.SliceThickness = _decimal(table.slice_thickness)
+        if table.spacing_between_slices:
+            item.SpacingBetweenSlices = _decimal(table.spacing_between_slices)
+        shared.PixelMeasuresSequence = [item]
+    return shared
+
+
+def _decimal(value: float) -> str:
+    return repr(value) if len(repr(value)) <= 16 else format_number_as_ds(value)
+
+
+def _refer_to_source(header: Dataset, source: Segmentation) -> None:
+    """The SEG that this was made of, in the general reference and in the common instance reference (PS3.3 C.12.2)."""
+    reference = _reference(source.header)
+    reference.PurposeOfReferenceCodeSequence = [_code(_SOURCE_IMAGE)]
+    header.ReferencedInstanceSequence = [*header.get("ReferencedInstanceSequence", ()), reference]
+    series = str(source.header.get("SeriesInstanceUID") or "")
+    if not is_uid(series):
+        raise CannotConvert("SeriesInstanceUID is missing: the new object could not refer to the one that it was made of")
+    listed = list(header.get("ReferencedSeriesSequence", ()))
+    own = [item for item in listed if item.get("SeriesInstanceUID") == series]
+    item = Dataset()
+    item.SeriesInstanceUID = series
+    item.ReferencedInstanceSequence = [*(i for same in own for i in same.ReferencedInstanceSequence), _reference(source.header)]
+    header.ReferencedSeriesSequence = [*(other for other in listed if other.get("SeriesInstanceUID") != series), item]
+
+
+def _reference(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
+
+
+def _contribution(source: Segmentation, part: Part, now: datetime) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_code(_MODIFYING_EQUIPMENT)]
+    item.Manufacturer = item.ManufacturerModelName = MANUFACTURER
+    item.SoftwareVersions = version("segnode")
+    item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f%z")
+    item.ContributionDescription = f"{source.type} segmentation converted to {part.type}"
+    return item
+
+
+def _code(code: Code) -> Any:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
+    return item
