@@ -180,7 +180,7 @@ class _Chaos:
                 watermark=_WATERMARK, stow=self._archive.server.dicomweb, dimse=self._archive.server.dimse, quiet=_QUIET_S
             )
             where = self._data.parent
-            self._node = self._peer(launch_segnode(where, tables), lambda: relaunch_segnode(where))
+            self._node = self._peer(launch_segnode(where, tables, dimse_processes=2), lambda: relaunch_segnode(where))
             self._node.server.await_ready()
             self._jobs: Jobs = open_jobs(node_config(self._node.server))
             self._stack = self._stack.pop_all()

@@ -61,7 +61,7 @@ def held(data: Path) -> dict[str, bytes]:
 def test_backup_while_objects_come_in(tmp_path: Path) -> None:
     """A backup of a node that receives holds what was acknowledged before it; restored, a node serves that, byte for byte."""
     here, there, backup = tmp_path / "here", tmp_path / "there", str(tmp_path / "backup")
-    with segnode(here, "rules = []") as node, sending(node, tmp_path) as acknowledged:
+    with segnode(here, "models = []\nrules = []") as node, sending(node, tmp_path) as acknowledged:
         config = ("--config", str(here / "segnode.toml"))
         for more in (5, 10):
             until(lambda more=more: len(acknowledged) >= more)
@@ -106,7 +106,7 @@ def test_what_was_owed_is_delivered_after_the_restore(tmp_path: Path, phantom: P
     archive_folder = tmp_path / "archive"
     archive_folder.mkdir()
     at = f'[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{port}"\n'
-    (archive_folder / "segnode.toml").write_text(f"rules = []\n{at}")
+    (archive_folder / "segnode.toml").write_text(f"models = []\nrules = []\n{at}")
     with restarted_segnode(archive_folder) as archive, restarted_segnode(tmp_path / "node") as node:
         (job,) = await_jobs(node_config(node))
         assert (job.state, job.error) == ("delivered", "")

@@ -19,7 +19,7 @@ from segnode.testing.servers import Server, segnode
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom, sample_ct) -> Iterator[Server]:
     """A node that holds the phantom's series and the JPEG 2000 sample."""
-    with segnode(tmp_path_factory.mktemp("node"), "rules = []") as server:
+    with segnode(tmp_path_factory.mktemp("node"), "models = []\nrules = []") as server:
         for folder in (phantom.folder, sample_ct):
             list(send_files(sorted(folder.iterdir()), parse_dimse_address(server.dimse, ""), "TEST"))
         yield server

@@ -47,7 +47,7 @@ def test_full_disk_refuses_and_recovers(small_disk: Path, tmp_path: Path) -> Non
     data = encode_part10(small("1.2.15.1", SeriesDescription="x" * 60), ExplicitVRLittleEndian)
     large = tmp_path / "large.dcm"
     large.write_bytes(data + b"\xe0\x7f\x10\x00OW\0\0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20))
-    with segnode(small_disk.parent, f"rules = []\n{ROOM}") as node:
+    with segnode(small_disk.parent, f"models = []\nrules = []\n{ROOM}") as node:
         filler = fill(small_disk)
         response = stow(node, large.read_bytes())
         assert response.status_code == 503

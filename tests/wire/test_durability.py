@@ -63,7 +63,7 @@ def test_success_is_said_after_everything_is_on_disk(tmp_path: Path, role: str, 
     """File synchronised, renamed, folder synchronised, row synchronised: in this order, and the answer behind them all."""
     path, trace = tmp_path / "one.dcm", tmp_path / "trace"
     path.write_bytes(encode_part10(small("1.2.16.1"), ExplicitVRLittleEndian))
-    with segnode(tmp_path / "node", "rules = []") as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
         with traced(node, role, trace):
             send(node, path)
             until(lambda: re.search(success, trace.read_text()) is not None)

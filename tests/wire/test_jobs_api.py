@@ -114,7 +114,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     phantoms = [write_ct(folder / name, slices=6, size=32, seed=n, SeriesDescription=name) for n, name in enumerate(SERIES, 1)]
     files = [sorted(phantom.folder.iterdir()) for phantom in phantoms]
     series = {name: str(dcmread(of[0]).SeriesInstanceUID) for name, of in zip(SERIES, files, strict=True)}
-    with segnode(folder / "node", "rules = []") as node:
+    with segnode(folder / "node", "models = []\nrules = []") as node:
         list(send_files([file for of in files for file in of], parse_dimse_address(node.dimse, ""), "TEST"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(folder))

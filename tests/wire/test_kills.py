@@ -183,7 +183,7 @@ def insist(send: Callable[[Server, Path], None], node: Server, path: Path) -> No
 def test_door_killed_before_and_after_the_rename(tmp_path: Path, role: str, send: Callable, where: str) -> None:
     """Killed with the file synchronised or renamed, and no row: no success was said, it can be sent again, and is held once."""
     first, second = written(tmp_path / "1.dcm", "1.2.18.1"), written(tmp_path / "2.dcm", "1.2.18.2")
-    with segnode(tmp_path / "node", "rules = []") as node, ThreadPoolExecutor(1) as pool:
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node, ThreadPoolExecutor(1) as pool:
         send(node, first)
         with stopped_at(node, role, f"{where}={FOR_EVER_US}", tmp_path / "trace") as trace:
             sent = pool.submit(send, node, second)
@@ -387,7 +387,7 @@ def test_stops_while_it_receives(tmp_path: Path) -> None:
     files = [written(tmp_path / f"{number}.dcm", f"1.2.19.{number}", 4 << 20) for number in (1, 2)]
     dams = [Dam(3 << 20), Dam(3 << 20)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        with segnode(tmp_path / "node", "rules = []") as node:
+        with segnode(tmp_path / "node", "models = []\nrules = []") as node:
             dicom = stack.enter_context(relay(node.dicom_port, onward=dams[0]))
             http = stack.enter_context(relay(node.http_port, onward=dams[1]))
             address = DimseAddress(node.ae_title, "127.0.0.1", dicom)

@@ -95,9 +95,9 @@ def test_defaults_say_that_there_is_no_destination(tmp_path: Path) -> None:
 
 def test_port_that_is_taken_is_said(tmp_path: Path) -> None:
     """A second node on the port of another ends with exit code 1 and says so; the first serves on."""
-    with segnode(tmp_path / "first", "rules = []") as first:
+    with segnode(tmp_path / "first", "models = []\nrules = []") as first:
         config = f'[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{first.http_port}"\n'
-        (tmp_path / "segnode.toml").write_text("rules = []\n" + config)
+        (tmp_path / "segnode.toml").write_text("models = []\nrules = []\n" + config)
         ended = run("serve", "--config", str(tmp_path / "segnode.toml"))
         assert ended.returncode == 1
         assert "Address already in use" in ended.stderr
@@ -106,8 +106,8 @@ def test_port_that_is_taken_is_said(tmp_path: Path) -> None:
 
 def test_second_node_on_a_data_folder_is_refused(tmp_path: Path) -> None:
     """Two nodes on one data folder would do everything twice: the second does not start."""
-    with segnode(tmp_path / "node", "rules = []") as node:
-        config = f'rules = []\n[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\n'
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
+        config = f'models = []\nrules = []\n[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\n'
         (tmp_path / "second.toml").write_text(config + f'data = "{node_config(node).data}"\n')
         ended = run("serve", "--config", str(tmp_path / "second.toml"))
     assert ended.returncode == 2
@@ -117,7 +117,7 @@ def test_second_node_on_a_data_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_node(tmp_path: Path, number: signal.Signals) -> None:
     """Told to stop or killed, the node leaves no process and no port; told to stop, it exits with 0."""
-    with segnode(tmp_path / "node", "rules = []") as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
         children = descendants(node.process.pid)
         assert len(children) >= 3
         node.process.send_signal(number)
@@ -164,7 +164,7 @@ def test_acknowledged_images_survive_a_kill(tmp_path: Path, phantom: Phantom) ->
     """Killed while images come in: after a restart every acknowledged one is held, whole, and nothing half-written is left."""
     acknowledged: list[Path] = []
     enough = threading.Event()
-    with segnode(tmp_path / "node", "rules = []") as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
 
         def send() -> None:
             try:

@@ -120,7 +120,7 @@ def test_log_names_associations_series_and_jobs(worked: Server) -> None:
 
 def test_node_without_a_worker_is_not_ready(tmp_path: Path) -> None:
     """The web role alone is live, and says that no worker runs."""
-    with segnode(tmp_path / "node", "rules = []", roles=("web",)) as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []", roles=("web",)) as node:
         assert httpx.get(f"{root(node)}/health/live").status_code == 200
         ready = httpx.get(f"{root(node)}/health/ready")
     assert (ready.status_code, ready.json()["worker"]) == (503, "no worker has run")
@@ -128,10 +128,10 @@ def test_node_without_a_worker_is_not_ready(tmp_path: Path) -> None:
 
 def test_low_watermark_refuses_and_recovers(tmp_path: Path) -> None:
     """With less free disk than the watermark new objects get A700 and 503; what is held is acknowledged; no restart needed."""
-    with segnode(tmp_path / "node", 'rules = []\n[storage]\nlow_watermark = "1 B"\n') as node:
+    with segnode(tmp_path / "node", 'models = []\nrules = []\n[storage]\nlow_watermark = "1 B"\n') as node:
         data = encode_part10(small("1.2.17.1"), ExplicitVRLittleEndian)
         assert stow(node, data).status_code == 200
-    with segnode(tmp_path / "node", 'rules = []\n[storage]\nlow_watermark = "1000 TiB"\n') as node:
+    with segnode(tmp_path / "node", 'models = []\nrules = []\n[storage]\nlow_watermark = "1000 TiB"\n') as node:
         assert stow(node, data).status_code == 200
         other = tmp_path / "other.dcm"
         other.write_bytes(encode_part10(small("1.2.17.2"), ExplicitVRLittleEndian))
@@ -145,7 +145,7 @@ def test_low_watermark_refuses_and_recovers(tmp_path: Path) -> None:
 
 def test_several_processes_share_the_dicom_port(tmp_path: Path) -> None:
     """Associations go to every process; the port answers while one of them is dead."""
-    with segnode(tmp_path / "node", "rules = []", dimse_processes=3) as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []", dimse_processes=3) as node:
         ae = AE("TEST")
         contexts = [STORAGE_CT]
 
@@ -171,7 +171,7 @@ def test_several_processes_share_the_dicom_port(tmp_path: Path) -> None:
 
 def test_several_processes_share_the_http_port(tmp_path: Path) -> None:
     """Requests are answered by the others while a web process is dead."""
-    with segnode(tmp_path / "node", "rules = []", web_workers=2) as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []", web_workers=2) as node:
         (process,) = (p for p in descendants(node.process.pid) if post_of(p) == "web-1")
         os.kill(process, signal.SIGKILL)
         for _ in range(20):
@@ -189,11 +189,11 @@ def reload(node: Server, tables: str) -> None:
 
 def test_configuration_is_read_again(tmp_path: Path, phantom: Phantom) -> None:
     """SIGHUP: a new rule acts, without a process started anew; a bad file is named and changes nothing, also after a death."""
-    with segnode(tmp_path / "node", "rules = []") as node:
-        before = {p for p in descendants(node.process.pid) if post_of(p)}
+    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
+        before = {p for p in descendants(node.process.pid) if "-" in post_of(p)}
         reload(node, RULE)
         until(lambda: len(events(node, "the configuration is read again")) == 1)
-        assert {p for p in descendants(node.process.pid) if post_of(p)} == before
+        assert {p for p in descendants(node.process.pid) if "-" in post_of(p)} == before, "but for that of its model"
         reload(node, '[[rules]]\nwhen = {}\nmodel = "nobody"\n')
         until(lambda: len(events(node, "the configuration cannot be used: the old one stays")) == 1)
         (refused,) = events(node, "the configuration cannot be used: the old one stays")
@@ -208,7 +208,7 @@ def test_configuration_is_read_again(tmp_path: Path, phantom: Phantom) -> None:
 
 def test_hangup_at_the_start_is_not_its_end(tmp_path: Path) -> None:
     """A SIGHUP that comes while the worker starts waits for it; the node serves, and has read its file again."""
-    with launch_segnode(tmp_path / "node", "rules = []") as node:
+    with launch_segnode(tmp_path / "node", "models = []\nrules = []") as node:
         until(lambda: any(post_of(p) == "worker-1" for p in descendants(node.process.pid)))
         node.process.send_signal(signal.SIGHUP)
         node.await_ready()
@@ -218,7 +218,7 @@ def test_hangup_at_the_start_is_not_its_end(tmp_path: Path) -> None:
 
 def test_closed_terminal_ends_the_node(tmp_path: Path) -> None:
     """A node that was started in a terminal ends with it, and leaves nothing; only elsewhere does SIGHUP mean to read again."""
-    config = f'rules = []\n[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\n'
+    config = f'models = []\nrules = []\n[node]\ndicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\n'
     (tmp_path / "segnode.toml").write_text(config)
     terminal, side = pty.openpty()
 
@@ -249,13 +249,13 @@ def test_job_goes_on_by_its_rule_after_a_reload(tmp_path: Path, phantom: Phantom
     port = free_port()
     broken = f'[[destinations]]\nname = "archive"\nto = "http://127.0.0.1:{port}/dicom-web"\n'
     with (
-        segnode(tmp_path / "archive", "rules = []", ae_title="ARCHIVE") as archive,
+        segnode(tmp_path / "archive", "models = []\nrules = []", ae_title="ARCHIVE") as archive,
         segnode(tmp_path / "node", broken + RULE.replace("quiet", 'send_to = ["archive"]\nquiet')) as node,
     ):
         send(node, phantom)
         jobs = open_jobs(node_config(node))
         until(lambda: any(delivery.attempts for job in jobs.all() for delivery in job.deliveries))
-        reload(node, f'rules = []\n[[destinations]]\nname = "archive"\nto = "{archive.dicomweb}"\n')
+        reload(node, f'models = []\nrules = []\n[[destinations]]\nname = "archive"\nto = "{archive.dicomweb}"\n')
         (job,) = await_jobs(node_config(node))
         assert job.state == "delivered"
         assert DICOMwebClient(archive.dicomweb).search_for_instances(search_filters={"SOPInstanceUID": job.sop_instance_uid})

@@ -29,7 +29,7 @@ from segnode.testing.servers import Server, node_config, segnode, until
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A node without rules."""
-    with segnode(tmp_path_factory.mktemp("node"), "rules = []") as server:
+    with segnode(tmp_path_factory.mktemp("node"), "models = []\nrules = []") as server:
         yield server
 
 
