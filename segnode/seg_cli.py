@@ -53,15 +53,15 @@ def check_segmentations(paths: Sequence[Path], *, as_json: bool) -> None:
 
     Errors break a "shall" of DICOM; warnings are likely to do harm.
     """
-    from segnode.seg.check import check, read_segmentation
-    from segnode.seg.files import segmentation_files
+    from segnode.seg.check import check, read_to_check
+    from segnode.seg_files import segmentation_files
 
     found: list[dict[str, str]] = []
     sound = True
     for file in segmentation_files(paths):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of is found again, with its rule
-            findings = check(read_segmentation(file))
+            findings = check(read_to_check(file))
         sound = sound and all(finding.severity != "error" for finding in findings)
         found.extend({"file": str(file), **dataclasses.asdict(finding)} for finding in findings)
         if not as_json:
@@ -141,7 +141,7 @@ def convert(
 def export_labels(file: Path, out: Path, *, force: bool) -> None:
     """Write the labels of a SEG as a volume to OUT: .nii.gz (RAS), .nrrd (LPS) or .npz (labelmap, affine, segments)."""
     from segnode.seg.export import export
-    from segnode.seg.new_files import new_file
+    from segnode.seg_files import new_file
 
     suffix = next((suffix for suffix in _EXPORTED if out.name.endswith(suffix)), None)
     if suffix is None:
@@ -217,7 +217,7 @@ def _outputs(source: Path, out: Path) -> list[tuple[Path, Path]]:
         return [(source, out / source.name if out.is_dir() else out)]
     if out.is_file():
         raise click.BadParameter(f"{out} is a file: a folder is converted to a folder")
-    from segnode.seg.files import segmentation_files
+    from segnode.seg_files import segmentation_files
 
     return [(file, out / file.relative_to(source)) for file in segmentation_files([source])]
 
@@ -237,7 +237,7 @@ def _convert_all(files: Sequence[tuple[Path, Path]], target: "Target", *, force:
 
 def _convert_one(file: Path, out: Path, target: "Target", now: datetime, taken: set[Path], *, force: bool) -> _Done:
     from segnode.seg.convert import convert as convert_part10
-    from segnode.seg.new_files import new_file, require_free
+    from segnode.seg_files import new_file, require_free
 
     if target.type != "LABELMAP" or target.overlap != "split":  # before the work: afterwards it would be for nothing
         require_free(out, overwrite=force)

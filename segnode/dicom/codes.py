@@ -1,6 +1,6 @@
 """Coded concepts (PS3.3 8.8)."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -11,3 +11,10 @@ class Code(msgspec.Struct, frozen=True, array_like=True):
     scheme: Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
     value: Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
     meaning: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+BACKGROUND: Final = Code("DCM", "125040", "Background")
+SEGMENTATION: Final = Code("DCM", "113076", "Segmentation")
+SOURCE_IMAGE: Final = Code("DCM", "121322", "Source image for image processing operation")
+PROCESSING_EQUIPMENT: Final = Code("DCM", "109102", "Processing Equipment")
+MODIFYING_EQUIPMENT: Final = Code("DCM", "109103", "Modifying Equipment")

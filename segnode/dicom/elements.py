@@ -16,7 +16,7 @@ _SEQUENCE_END: Final = 0xFFFEE0DD
 _DELIMITERS: Final = (_ITEM_END, _SEQUENCE_END)
 _DELIMITATION_GROUP: Final = 0xFFFE
 _UNDEFINED: Final = 0xFFFFFFFF
-_LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 # What lies in a value of UN is implicit little endian, whatever is around it (PS3.5 6.2.2).
 _UNKNOWN_VR: Final = b"UN"
 _IN_UNKNOWN: Final = Encoding(implicit_vr=True)
@@ -76,7 +76,7 @@ def _header(buffer: Buffer, place: int, end: int, encoding: Encoding) -> tuple[i
     tag = group << 16 | number
     if group == _DELIMITATION_GROUP:
         return tag, place + 8, _LENGTH[little].unpack_from(buffer, place + 4)[0], encoding
-    if vr not in _LONG_VRS:
+    if vr not in LONG_VRS:
         return tag, place + 8, short, encoding
     if place + 12 > end:
         raise NotDicom("the data ends inside the header of an element")

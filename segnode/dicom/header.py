@@ -16,6 +16,7 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.filereader import read_sequence
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES, UID_ATTRIBUTES
+from segnode.dicom.elements import LONG_VRS
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import is_uid
 from segnode.errors import BadIdentifier, Mismatch, NotDicom
@@ -23,7 +24,6 @@ from segnode.errors import BadIdentifier, Mismatch, NotDicom
 _PREAMBLE: Final = 128
 _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _LONGEST_VALUE: Final = 64 * 1024
 _LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
 _BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
@@ -182,7 +182,7 @@ def _next_element(file: BinaryIO, encoding: Encoding, stop: int = _BEYOND_ANY) -
     vr = start[4:6]
     if not (vr.isalpha() and vr.isupper()):
         raise NotDicom(f"{_name(tag)} has no value representation that PS3.5 knows: is the transfer syntax right?", _name(tag))
-    if vr not in _LONG_VRS:
+    if vr not in LONG_VRS:
         return _Element(tag, vr, file.tell(), struct.unpack(order + "H", start[6:])[0])
     length = file.read(4)
     if len(length) < 4:

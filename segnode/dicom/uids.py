@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from pydicom._uid_dict import UID_dictionary
-from pydicom.uid import UID
+from pydicom.uid import UID, SegmentationStorage
 
 LABEL_MAP_SEGMENTATION_STORAGE: Final = UID("1.2.840.10008.5.1.4.1.1.66.7")
+SEGMENTATION_CLASSES: Final = (SegmentationStorage, LABEL_MAP_SEGMENTATION_STORAGE)
 IMPLEMENTATION_CLASS_UID: Final = UID("2.25.186353398273466513867233812170395281561")
 IMPLEMENTATION_VERSION_NAME: Final = "SEGNODE_0_1"
 MANUFACTURER: Final = "segnode"
@@ -46,3 +47,8 @@ def uid_name(uid: str) -> str:
     """The name of a UID as PS3.6 has it, with the UID; the UID alone when it is private."""
     name = _NEWER_NAMES.get(UID(uid)) or (UID_dictionary[uid][0] if uid in UID_dictionary else "")
     return f"{name} ({uid})" if name else uid
+
+
+def segmentation_class(segmentation_type: str) -> UID:
+    """The SOP class of a SegmentationType (PS3.3 A.51)."""
+    return LABEL_MAP_SEGMENTATION_STORAGE if segmentation_type == "LABELMAP" else SegmentationStorage

@@ -36,7 +36,7 @@ class HeldSegmentation:
 
     def part10(self, form: FormName) -> bytes:
         """The object as a Part 10 file in that form."""
-        return recode(self._stored, FORMS[form])
+        return recode(self._stored, FORMS[form].codec)
 
     @cached_property
     def _stored(self) -> bytes:

@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
-from segnode.errors import NotASegmentation, NotAVolume, NotFound, OverlappingSegments, UnreadablePixels
+from segnode.errors import NotAVolume, NotFound, OverlappingSegments, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.combine import Labelmap, combine_binary, label_type
 from segnode.seg.frame_groups import Integers
@@ -395,13 +395,10 @@ def _labels_of_frames(
 
 
 def _require_described(frames: Labelmap, segmentation: Segmentation) -> None:
-    """A value that nothing describes must not vanish (PS3.3 C.8.20.2.3)."""
     present = np.zeros(1 << segmentation.frames.shape.bits, np.bool_)
     for frame in frames:
         present |= np.bincount(frame.reshape(-1), minlength=len(present)) > 0
-    unknown = set(np.flatnonzero(present).tolist()) - {*segmentation.segment, segmentation.padding_value, 0}
-    if unknown:
-        raise NotASegmentation(f"PixelData holds values that SegmentSequence does not describe: {sorted(unknown)[:10]}")
+    segmentation.require_described(np.flatnonzero(present).tolist())
 
 
 def _by_sources(segmentation: Segmentation, wanted: Sequence[tuple[str, int | None]]) -> Planes:

@@ -8,14 +8,12 @@ from functools import lru_cache
 from pydicom.datadict import tag_for_keyword
 from pydicom.valuerep import format_number_as_ds
 
-from segnode.dicom.codes import Code
+from segnode.dicom.codes import SEGMENTATION, SOURCE_IMAGE, Code
+from segnode.dicom.elements import LONG_VRS
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.seg.frame_groups import SourceImage
 
-_LONG_VRS = frozenset((b"SQ", b"OB", b"OW", b"UN", b"UT", b"UC", b"UR"))
 _ITEM = b"\xfe\xff\x00\xe0"
-_SOURCE_IMAGE = Code("DCM", "121322", "Source image for image processing operation")
-_SEGMENTATION = Code("DCM", "113076", "Segmentation")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class ElementWriter:
         tag = _tag(keyword)
         if self._implicit:
             return tag + struct.pack("<I", len(value)) + value
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             return tag + vr + b"\0\0" + struct.pack("<I", len(value)) + value
         return tag + vr + struct.pack("<H", len(value)) + value
 
@@ -104,7 +102,7 @@ class ElementWriter:
         return self.sequence(
             "DerivationImageSequence",
             self.sequence("SourceImageSequence", *(self._source(source, preserved) for source in sources))
-            + self.sequence("DerivationCodeSequence", self.code(_SEGMENTATION)),
+            + self.sequence("DerivationCodeSequence", self.code(SEGMENTATION)),
         )
 
     def _source(self, source: SourceImage, preserved: str) -> bytes:
@@ -114,7 +112,7 @@ class ElementWriter:
             + self.text("ReferencedSOPInstanceUID", b"UI", source.sop_instance_uid)
             + (self.text("ReferencedFrameNumber", b"IS", numbers) if numbers else b"")
             + self.text("SpatialLocationsPreserved", b"CS", preserved)
-            + self.sequence("PurposeOfReferenceCodeSequence", self.code(_SOURCE_IMAGE))
+            + self.sequence("PurposeOfReferenceCodeSequence", self.code(SOURCE_IMAGE))
         )
 
 

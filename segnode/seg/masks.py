@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from segnode.errors import NotFound, OverlappingSegments
+from segnode.errors import OverlappingSegments
 from segnode.seg.combine import Packed, segments_in
 from segnode.seg.planes import Planes, planes_of
 from segnode.seg.segmentation import Segmentation
@@ -31,7 +31,7 @@ class Masks:
     threshold: float | None = None
 
     def at(self, plane: int) -> dict[int, Packed]:
-        """The masks of a plane by segment number; empty ones too, of frames that are. Raises UnreadablePixels, NotFound."""
+        """The masks of a plane by segment number, also those of empty frames. Raises UnreadablePixels, NotASegmentation."""
         frames, numbers = self.frames_of_plane[plane], self.segmentation.table.segment_numbers
         if self.segmentation.type == "BINARY":
             return segments_in(self.segmentation.frames, frames, numbers.tolist())
@@ -60,9 +60,7 @@ class Masks:
         labels = self.segmentation.frames.decode(frames[0])
         present = [int(value) for value in np.flatnonzero(np.bincount(labels.reshape(-1), minlength=1))]
         segments = set(self.segmentation.numbers)
-        unknown = [v for v in present if v not in segments and v not in (self.segmentation.padding_value, 0)]
-        if unknown:
-            raise NotFound(f"PixelData holds values that SegmentSequence does not describe: {unknown[:10]}")
+        self.segmentation.require_described(present)
         return {number: _packed(labels == number) for number in present if number in segments}
 
 

@@ -14,7 +14,6 @@ from pydicom.uid import ExplicitVRBigEndian
 from segnode.errors import UnreadablePixels
 from segnode.seg.codecs import DECODERS, NATIVE, Codec, FrameShape
 from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
-from segnode.seg.forms import Form
 from segnode.seg.fragments import encapsulated, frames_of_fragments
 
 FrameToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
@@ -34,6 +33,21 @@ class FramesToEncode(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> FrameToEncode: ...
+
+
+@dataclass(frozen=True, eq=False)
+class MadeFrames:
+    """Frames that are made when they are asked for, so that not all of them are held; the same one may be asked for twice."""
+
+    dtype: "np.dtype[Any]"
+    count: int
+    make: Callable[[int], FrameToEncode]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int, /) -> FrameToEncode:
+        return self.make(index)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -243,14 +257,6 @@ def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
 
     _for_each(write, -(-count // together))
     return out
-
-
-def set_pixels(dataset: Dataset, frames: FramesToEncode, form: Form) -> None:
-    """Write (frames, rows, columns) of 8 or 16 bits, or of 1 bit as bool, to PixelData."""
-    dataset.PixelData = bytes(pixel_data(frames, form.codec))
-    words = not form.codec.encapsulated and frames.dtype.itemsize == 2
-    dataset["PixelData"].VR = "OW" if words else "OB"
-    dataset["PixelData"].is_undefined_length = form.codec.encapsulated
 
 
 def _bits(frames: FramesToEncode) -> int:

@@ -18,15 +18,13 @@ from pydicom.multival import MultiValue
 from segnode.dicom.codes import Code
 from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
+from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
 from segnode.seg.pixels import Frames, read_frames
 from segnode.seg.segmentation import DescribedSegment, Segmentation, SegmentationType
 from segnode.seg.values import items_of, text_of, value_of, whole_number
-
-SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.4"
 
 _PREAMBLE: Final = 128
 _META_GROUP: Final = b"\x02\x00"
@@ -171,7 +169,7 @@ def _read_header(data: Buffer, found: dict[int, Element], encoding: Encoding) ->
 
 def _require_segmentation(header: Dataset) -> SegmentationType:
     sop_class = text_of(header, "SOPClassUID")
-    if sop_class not in (SEGMENTATION_STORAGE, str(LABEL_MAP_SEGMENTATION_STORAGE)):
+    if sop_class not in SEGMENTATION_CLASSES:
         raise NotASegmentation(f"SOPClassUID is {sop_class or 'missing'}: this is no Segmentation")
     kind = value_of(header, "SegmentationType")
     if kind not in get_args(SegmentationType):

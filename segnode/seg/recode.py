@@ -1,25 +1,43 @@
-"""Re-encoding a LABELMAP segmentation in another transfer syntax: the same object, the same labels, other bytes."""
+"""Re-encoding a Segmentation in another transfer syntax: the same object, the same pixels, other bytes."""
 
-from io import BytesIO
+import numpy as np
 
-from pydicom import dcmread
+from segnode.dicom.elements import Buffer
+from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.errors import CannotConvert
+from segnode.seg.codecs import Codec
+from segnode.seg.part10 import part10_of_groups
+from segnode.seg.pixels import MadeFrames, pixel_data
+from segnode.seg.read import read_per_frame_groups, read_segmentation
 
-from segnode.errors import UnreadablePixels
-from segnode.seg.forms import Form
-from segnode.seg.pixels import frames_of, set_pixels
+
+def recode(data: Buffer, codec: Codec) -> bytes:
+    """A Part 10 file in the transfer syntax of a codec; as it is, where it has that.
+
+    Raises CannotConvert for bits that the codec has no frames of, UnreadablePixels, and what read_segmentation raises.
+    """
+    source = read_segmentation(data)
+    require_bits(codec, source.type, source.frames.shape.bits)
+    if source.transfer_syntax_uid == codec.transfer_syntax_uid:
+        return bytes(data)
+    header = source.header
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
+        if keyword in header:
+            del header[keyword]
+    decode, is_bits = source.frames.decode, source.frames.shape.bits == 1
+    frames = MadeFrames(
+        np.dtype(np.bool_) if is_bits else source.frames.shape.dtype,
+        len(source.frames),
+        lambda index: decode(index).view(np.bool_) if is_bits else decode(index),
+    )
+    groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
+    return part10_of_groups(header, groups, pixel_data(frames, codec), codec)
 
 
-def recode(part10: bytes, form: Form) -> bytes:
-    """The object in the transfer syntax of a form. Raises UnreadablePixels."""
-    dataset = dcmread(BytesIO(part10))
-    if dataset.file_meta.TransferSyntaxUID == form.transfer_syntax_uid:
-        return part10
-    try:
-        frames = frames_of(dataset).all()
-    except UnreadablePixels as error:
-        raise UnreadablePixels(f"the frames of SOP instance {dataset.SOPInstanceUID} cannot be decoded: {error}") from error
-    set_pixels(dataset, frames, form)
-    dataset.file_meta.TransferSyntaxUID = form.transfer_syntax_uid
-    file = BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+def require_bits(codec: Codec, kind: str, bits: int) -> None:
+    """Raise CannotConvert where a codec has no frames of these bits."""
+    if bits not in codec.bits:
+        raise CannotConvert(
+            f"{codec.name} has no frames of {bits} bit, which a {kind} has: take native, rle, jpeg-2000 or deflate-frames,"
+            " or make a LABELMAP of it"
+        )

@@ -1,5 +1,6 @@
 """A Segmentation as one frozen value: its type, its segments, where its frames lie, and their pixels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from pydicom import Dataset
 
 from segnode.dicom.codes import Code
+from segnode.errors import NotASegmentation
 from segnode.seg.frame_groups import FrameTable
 from segnode.seg.pixels import Frames
 
@@ -88,6 +90,12 @@ class Segmentation:
     def is_background(self, number: int) -> bool:
         """Whether a number of a LABELMAP means that there is no segment."""
         return self.type == "LABELMAP" and number == self.padding_value
+
+    def require_described(self, values: Iterable[int]) -> None:
+        """Raise NotASegmentation for pixel values of a LABELMAP that nothing describes: none may vanish (C.8.20.2.3)."""
+        unknown = set(values) - {*self.segment, self.padding_value, 0}
+        if unknown:
+            raise NotASegmentation(f"PixelData holds values that SegmentSequence does not describe: {sorted(unknown)[:10]}")
 
     @property
     def is_tiled(self) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
 from segnode.errors import NotASegmentation
 
@@ -29,14 +28,6 @@ def text_of(item: Dataset, keyword: str) -> str:
     """The value as text, empty when absent. Raises NotASegmentation."""
     value = value_of(item, keyword)
     return "" if value is None else str(value)
-
-
-def texts_of(item: Dataset, keyword: str) -> tuple[str, ...]:
-    """Every value as text, none when absent. Raises NotASegmentation."""
-    value = value_of(item, keyword)
-    if value is None:
-        return ()
-    return tuple(str(part) for part in value) if isinstance(value, MultiValue) else (str(value),)
 
 
 def whole_number(item: Dataset, keyword: str, absent: int) -> int:

@@ -1,5 +1,6 @@
-"""On which file system a folder lies: SQLite's locks and write-ahead log need one of this machine."""
+"""The file system: what is on the disk for good, and whether a folder lies on this machine, as SQLite's locks need."""
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -48,3 +49,12 @@ def require_local(path: Path) -> None:
         raise ConfigError(
             f"node.data: {path} is on {kind}, a network file system: SQLite's locks do not hold there; use a local disk"
         )
+
+
+def synchronise(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,5 @@
 """Objects: immutable Part 10 files under opaque keys; a peer's UID is never part of a path."""
 
-import os
 import re
 import secrets
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from segnode.errors import OutOfResources
+from segnode.store.filesystem import synchronise
 from segnode.store.leases import Lease, lease_ids
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -145,12 +145,3 @@ def object_path(folder: Path, key: str) -> Path:
     if not _KEY.fullmatch(key):
         raise ValueError(f"not an object key: {key!r}")
     return folder / key[:2] / key[2:4] / key
-
-
-def synchronise(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segnode.store.objects import synchronise
+from segnode.store.filesystem import synchronise
 
 _BUSY_TIMEOUT_S: Final = 30
 _HELD: Final = "SOPInstanceUID, object_key, size, digest"

@@ -38,9 +38,9 @@ def _binary(case: Case, out: Path, _: str) -> float:
 
 
 def _write_segmentation(case: Case, out: Path, kind: Any, codec: Any) -> float:
-    from segnode.seg.placement import on_images
     from segnode.seg.segmentation import DescribedSegment
     from segnode.seg.write import Identity, StoredAs, write_segmentation
+    from segnode.seg.write.placement import on_images
 
     images, labelmap = case.images, case.labelmap
     segments = [DescribedSegment(**described) for described in _descriptions(int(labelmap.max()))]

@@ -13,10 +13,10 @@ from segnode.dicom.volume import order_slices
 from segnode.seg import arrays
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
-from segnode.seg.placement import on_grid, on_images
 from segnode.seg.read import read_segmentation
 from segnode.seg.segmentation import DescribedSegment
 from segnode.seg.write import StoredAs, write_segmentation
+from segnode.seg.write.placement import on_grid, on_images
 
 from .test_labelmap import CODE, IDENTITY, headers, rotation
 

@@ -18,8 +18,8 @@ from segnode.seg.arrays import stacked
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
 from segnode.seg.convert import Target, convert
+from segnode.seg.convert.overlap import fewest_groups
 from segnode.seg.diff import diff
-from segnode.seg.overlap import fewest_groups
 from segnode.seg.read import read_segmentation
 
 from .test_labelmap import headers

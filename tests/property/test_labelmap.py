@@ -83,7 +83,7 @@ def test_labels_come_back_from_every_form(name, case) -> None:
     slices = order_slices(headers(labels.shape, turn))
     part10 = write_labelmap(labels, slices.affine, slices.images, dictionary(numbers), ALGORITHM, IDENTITY, FORMS[name])
     for form in FORMS.values():
-        encoded = recode(part10, form)
+        encoded = recode(part10, form.codec)
         dataset = dcmread(BytesIO(encoded))
         assert dataset.file_meta.TransferSyntaxUID == form.transfer_syntax_uid
         segmentation = highdicom.seg.Segmentation.from_dataset(dataset)

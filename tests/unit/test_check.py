@@ -26,10 +26,10 @@ from segnode.dicom.codes import Code
 from segnode.dicom.volume import Slices, order_slices
 from segnode.errors import BadSegmentation, NotASegmentation, NotDicom
 from segnode.pipeline.encode import _require_sound
-from segnode.seg.check import check, check_attributes, read_segmentation
-from segnode.seg.finding import Finding
+from segnode.seg.check import check, check_attributes, read_to_check
+from segnode.seg.check.finding import Finding
+from segnode.seg.check.required import REQUIRED
 from segnode.seg.forms import FORMS
-from segnode.seg.required import REQUIRED
 from segnode.seg.segments import LabelDictionary
 from segnode.seg.write import Algorithm, Identity, write_labelmap
 from segnode.testing.phantom import write_ct
@@ -449,7 +449,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_have_the_findings_they_deserve(sample, name: str) -> None:
     """Real files of other writers, with what is wrong in each."""
-    assert seen(check(read_segmentation(sample(name)))) == PUBLISHED[name]
+    assert seen(check(read_to_check(sample(name)))) == PUBLISHED[name]
 
 
 VALUES = st.sampled_from(["", "text", "-1", "1.2.3", "99999999999", None, b"", b"\xff", 0, 65535, [], [0.5, 1e300], "a\\b"])
@@ -506,7 +506,7 @@ def test_damaged_bytes_give_findings_or_a_refusal(valid, tmp_path_factory, kind:
     path = tmp_path_factory.getbasetemp() / "damaged.dcm"
     path.write_bytes(damaged[: 140 + int(end * len(damaged))])
     try:
-        findings = check(read_segmentation(path))
+        findings = check(read_to_check(path))
     except (NotDicom, NotASegmentation):
         return
     assert isinstance(findings, tuple)

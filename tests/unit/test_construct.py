@@ -21,11 +21,11 @@ from segnode.seg import arrays
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
 from segnode.seg.colour import recommended_cielab
-from segnode.seg.placement import Placement, at_positions, on_frames, on_grid, on_images, on_slide
-from segnode.seg.pyramid import write_pyramid
 from segnode.seg.read import read_segmentation
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 from segnode.seg.write import Identity, StoredAs, write_segmentation
+from segnode.seg.write.placement import Placement, at_positions, on_frames, on_grid, on_images, on_slide
+from segnode.seg.write.pyramid import write_pyramid
 
 ORGAN, LIVER = Code("SCT", "123037004", "Anatomical structure"), Code("SCT", "10200004", "Liver")
 IDENTITY = Identity(

@@ -221,6 +221,6 @@ def test_an_object_without_a_uid_is_refused(sample: Sample) -> None:
 
 def test_converting_loads_nothing_that_it_does_not_need() -> None:
     """Servers and databases take seconds to load."""
-    program = "import sys, segnode.cli, segnode.seg.convert, segnode.seg.new_files; print(*sys.modules)"
+    program = "import sys, segnode.cli, segnode.seg.convert, segnode.seg_files; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split())
     assert not loaded & {"pynetdicom", "sqlalchemy", "scipy", "dbos", "highdicom", "nibabel", "nrrd"}

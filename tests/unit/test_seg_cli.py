@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +18,8 @@ from segnode.cli import main
 from segnode.errors import CannotWrite
 from segnode.seg.arrays import volume
 from segnode.seg.codecs import CODECS
-from segnode.seg.new_files import new_file
 from segnode.seg.read import open_segmentation
+from segnode.seg_files import new_file
 
 Sample = Callable[[str], Path]
 
@@ -186,28 +184,28 @@ def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "second")]
 
 
-def test_a_killed_conversion_leaves_no_half_file(overlapping: Path, tmp_path: Path) -> None:
-    """Killed at different moments, OUT is not there or is whole."""
+_WRITES_HALF_AND_WAITS = """
+import sys
+from pathlib import Path
+from segnode.seg_files import new_file
+with new_file(Path(sys.argv[1]), overwrite=True) as beside:
+    beside.write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    """OUT never holds half of a result."""
     out = tmp_path / "out.dcm"
-    for wait in (0.3, 0.6, 0.9):
-        words = [
-            sys.executable,
-            "-m",
-            "segnode",
-            "seg",
-            "convert",
-            str(overlapping),
-            str(out),
-            "--type",
-            "fractional",
-            "--force",
-        ]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if out.exists():
-            assert run("diff", overlapping, out).exit_code == 0
+    out.write_text("whole")
+    words = [sys.executable, "-c", _WRITES_HALF_AND_WAITS, str(out)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+    assert out.read_text() == "whole"
+    assert [path.read_text() for path in tmp_path.iterdir() if path != out] == ["half"]
 
 
 def test_exports_hold_labels_and_geometry(liver: Path, tmp_path: Path) -> None:

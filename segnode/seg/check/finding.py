@@ -16,6 +16,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
 from segnode.dicom.uids import is_uid
+from segnode.errors import UnreadablePixels
 
 Severity = Literal["error", "warning", "note"]
 
@@ -31,6 +32,7 @@ UNREADABLE: Final = (
     OSError,
     RuntimeError,
     TypeError,
+    UnreadablePixels,
     ValueError,
     struct.error,
     zlib.error,

@@ -10,19 +10,19 @@ from typing import Final, Literal
 import numpy as np
 
 from segnode.dicom.elements import Buffer
-from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
 from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
-from segnode.seg.converted_header import Dimensions, Part, header_of, shared_groups
-from segnode.seg.fragments import encapsulated
+from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
+from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
 from segnode.seg.frame_items import FrameItem
 from segnode.seg.masks import Masks, masks_of, of_each_plane
-from segnode.seg.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
-from segnode.seg.part10 import part10, part10_of_groups
+from segnode.seg.part10 import part10
+from segnode.seg.pixels import FrameToEncode, MadeFrames, pixel_data
 from segnode.seg.planes import Planes, grid_of
-from segnode.seg.read import read_per_frame_groups, read_segmentation
+from segnode.seg.read import read_segmentation
+from segnode.seg.recode import recode, require_bits
 from segnode.seg.segmentation import Segmentation, SegmentationType
 
 # Part of every derived UID: raise it when the same source becomes another object.
@@ -96,10 +96,10 @@ class Converted:
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """The frames of a LABELMAP, encoded: one for each of `planes`."""
+    """The value of PixelData of a LABELMAP, with a frame for each of `planes`."""
 
     planes: Sequence[int]
-    frames: list[bytes]
+    pixels: bytes | memoryview
 
 
 Resolve = Callable[[dict[int, Packed]], dict[int, Packed]]
@@ -110,14 +110,15 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
 
     Of the same type it is the same object, only encoded anew; of another it is a new one, whose UIDs derive from the source
     and the target, so that a repeat is the same object; `now` is its creation. Raises CannotConvert, OverlappingSegments,
-    NotAVolume, NotFound, and what read_segmentation raises.
+    NotAVolume, and what read_segmentation raises.
     """
     source = read_segmentation(data)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not is_uid(str(source.header.get(keyword) or "")):
             raise CannotConvert(f"{keyword} is missing, or does not hold a UID: nothing can be derived from this object")
     if source.type == target.type:
-        return [_encoded_anew(data, source, target.codec)]
+        same = {number: number for number in source.numbers}
+        return [Converted(recode(data, target.codec), source.sop_instance_uid, str(source.header.SeriesInstanceUID), same)]
     if not source.numbers:
         raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
     masks = masks_of(source, target.threshold)
@@ -127,41 +128,11 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
     return [_stack_of_segments(masks, target, now)]
 
 
-def _require_bits(codec: Codec, kind: SegmentationType, bits: int) -> None:
-    if bits not in codec.bits:
-        raise CannotConvert(
-            f"{codec.name} has no frames of {bits} bit, which a {kind} has: take native, rle, jpeg-2000 or deflate-frames,"
-            " or make a LABELMAP of it"
-        )
-
-
-def _encoded_anew(data: Buffer, source: Segmentation, codec: Codec) -> Converted:
-    """The same object: the same UIDs, attributes and pixels, in another transfer syntax."""
-    bits = source.frames.shape.bits
-    _require_bits(codec, source.type, bits)
-    same = {number: number for number in source.numbers}
-    uids = source.sop_instance_uid, str(source.header.SeriesInstanceUID)
-    if source.transfer_syntax_uid == codec.transfer_syntax_uid:
-        return Converted(bytes(data), *uids, same)
-    header = source.header
-    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
-        if keyword in header:
-            del header[keyword]
-    if bits == 1 and not codec.encapsulated:
-        pixels = _bits([source.frames.packed(frame) for frame in range(len(source.frames))], source.frames.shape.pixels)
-    else:
-        pixels = _value(
-            list(of_each_plane(lambda frame: _encode(source.frames.decode(frame), bits, codec), len(source.frames))), codec
-        )
-    groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
-    return Converted(part10_of_groups(header, groups, pixels, codec), *uids, same)
-
-
 def _labelmaps(masks: Masks, target: Target, now: datetime) -> list[Converted]:
     """LABELMAPs, one unless overlapping segments are split."""
     source = masks.segmentation
     dtype = label_type(max(source.numbers))
-    _require_bits(target.codec, "LABELMAP", dtype.itemsize * 8)
+    require_bits(target.codec, "LABELMAP", dtype.itemsize * 8)
     counts: Counter[Pair] = Counter()
     everything = range(len(masks.planes))
     whole = _encode_labels(masks, everything, target.codec, dtype, dict, counts)
@@ -204,19 +175,19 @@ def _encode_labels(
 ) -> _Labels:
     """Planes combined and encoded one by one, so that no volume is held; overlaps that are left are counted."""
     shape = masks.segmentation.rows, masks.segmentation.columns
+    overlapping: dict[int, Counter[Pair]] = {}
 
-    def encode(place: int) -> tuple[bytes, Counter[Pair]]:
+    def make(place: int) -> Labelmap:
         segments = resolve(masks.at(planes[place]))
         labels: Labelmap = np.zeros(shape, dtype)
         if combine_segments(segments, labels):
-            return b"", overlapping_voxels(segments)
-        return _encode(labels, dtype.itemsize * 8, codec), Counter()
+            overlapping[place] = overlapping_voxels(segments)
+        return labels
 
-    frames = []
-    for frame, overlapping in of_each_plane(encode, len(planes)):
-        frames.append(frame)
-        counts.update(overlapping)
-    return _Labels(planes, frames)
+    pixels = pixel_data(MadeFrames(dtype, len(planes), make), codec)
+    for found in overlapping.values():
+        counts.update(found)
+    return _Labels(planes, pixels)
 
 
 def _part_of(masks: Masks, group: Sequence[int], codec: Codec, dtype: "np.dtype[np.unsignedinteger]") -> _Labels:
@@ -282,8 +253,7 @@ def _labelmap(
     how = (*_choices(source, target), *((f"priority {target.priority}",) if overlaps and not grouping else ()))
     uids = _uids(source, target, how, part)
     header = header_of(source, part, dimensions, uids, now)
-    pixels = _value(labels.frames, target.codec)
-    made = part10(header, [] if _is_tiled_full(source) else items, pixels, target.codec)
+    made = part10(header, [] if _is_tiled_full(source) else items, labels.pixels, target.codec)
     return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps)
 
 
@@ -304,21 +274,17 @@ def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted
     """A BINARY, or a FRACTIONAL of nothing and all: a frame for each segment and plane, numbered from 1 (C.8.20.2.4)."""
     source, codec = masks.segmentation, target.codec
     bits = 1 if target.type == "BINARY" else 8
-    _require_bits(codec, target.type, bits)
+    require_bits(codec, target.type, bits)
     numbers = {number: place for place, number in enumerate(source.numbers, 1)}
     found = _segment_frames(masks, numbers)
     keys = sorted(found)
-    pixel_count = source.frames.shape.pixels
-    if bits == 1 and not codec.encapsulated:
-        pixels = _bits([found[key] for key in keys], pixel_count)
-    else:
-        shape = source.rows, source.columns
+    shape, pixel_count = (source.rows, source.columns), source.frames.shape.pixels
 
-        def encode(place: int) -> bytes:
-            inside = np.unpackbits(found[keys[place]], count=pixel_count, bitorder="little").reshape(shape)
-            return _encode(inside if bits == 1 else inside * np.uint8(_FULL_FRACTION), bits, codec)
+    def make(place: int) -> FrameToEncode:
+        inside = np.unpackbits(found[keys[place]], count=pixel_count, bitorder="little").reshape(shape)
+        return inside.view(np.bool_) if bits == 1 else inside * np.uint8(_FULL_FRACTION)
 
-        pixels = _value(list(of_each_plane(encode, len(keys))), codec)
+    pixels = pixel_data(MadeFrames(np.dtype(np.bool_ if bits == 1 else np.uint8), len(keys), make), codec)
     part = Part(target.type, numbers, bits=bits, frames=len(keys))
     planes = sorted({plane for _, plane in keys})
     index = dict(zip(planes, _index_values(masks, planes), strict=True))
@@ -346,31 +312,6 @@ def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int,
 def _frames_of(masks: Masks, number: int, plane: int) -> Sequence[int]:
     frames, numbers = masks.frames_of_plane[plane], masks.segmentation.table.segment_numbers
     return frames if masks.segmentation.type == "LABELMAP" else [f for f in frames if numbers[f] == number]
-
-
-def _encode(frame: Labelmap, bits: int, codec: Codec) -> bytes:
-    """A frame as a codestream, or natively; of 1 bit only as a codestream."""
-    if codec.encode is not None:
-        return codec.encode(frame.view(np.bool_) if bits == 1 else frame)
-    return frame.astype(frame.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _value(frames: list[bytes], codec: Codec) -> bytes:
-    """The value of PixelData, of even length."""
-    if codec.encapsulated:
-        return encapsulated(frames)
-    return b"".join([*frames, b"\0" * (sum(map(len, frames)) % 2)])
-
-
-def _bits(packed: Sequence[Packed], pixels: int) -> bytes:
-    """Frames of 1 bit natively, without padding between them (PS3.5 8.1.1)."""
-    if pixels % 8 == 0:
-        value = b"".join(frame.tobytes() for frame in packed)
-    else:
-        value = np.packbits(
-            np.concatenate([np.unpackbits(frame, count=pixels, bitorder="little") for frame in packed]), bitorder="little"
-        ).tobytes()
-    return value + b"\0" * (len(value) % 2)
 
 
 def _is_tiled_full(source: Segmentation) -> bool:

@@ -1,12 +1,40 @@
-"""Files that are there whole or not at all: written beside, synchronised, and only then given their name."""
+"""SEG files: those in folders, and new ones, which are there whole or not at all.
+
+A new file is written beside, synchronised, and only then given its name.
+"""
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from segnode.errors import CannotWrite
+from segnode.dicom.header import read_header
+from segnode.dicom.uids import SEGMENTATION_CLASSES
+from segnode.errors import CannotWrite, NotASegmentation, Refusal
+from segnode.store.filesystem import synchronise
+
+
+def segmentation_files(paths: Iterable[Path]) -> list[Path]:
+    """The files as they are given, and of each folder those that are SEGs. Raises NotASegmentation for one without."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_segmentation(file)]
+        if not inside:
+            raise NotASegmentation(f"there is no SEG in {path}")
+        found.extend(inside)
+    return found
+
+
+def _is_segmentation(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return read_header(file).sop_class_uid in SEGMENTATION_CLASSES
+    except (OSError, Refusal):
+        return False
 
 
 @contextmanager
@@ -23,7 +51,7 @@ def new_file(path: Path, suffix: str = "", *, overwrite: bool) -> Iterator[Path]
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         _name(beside, path, overwrite=overwrite)
-        _synchronise(path.parent)
+        synchronise(path.parent)
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
     finally:
@@ -49,11 +77,3 @@ def _name(beside: Path, path: Path, *, overwrite: bool) -> None:
     except OSError:  # a file system without hard links
         require_free(path, overwrite=False)
         beside.rename(path)
-
-
-def _synchronise(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag
 
-from segnode.seg.finding import (
+from segnode.seg.check.finding import (
     UNREADABLE,
     Finding,
     Known,

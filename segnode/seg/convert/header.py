@@ -3,20 +3,26 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from pydicom import DataElement, Dataset
-from pydicom.tag import Tag
-from pydicom.valuerep import format_number_as_ds
 
-from segnode.dicom.codes import Code
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, MANUFACTURER, derived_uid, is_uid
+from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
+from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import CannotConvert
 from segnode.seg.colour import recommended_cielab
-from segnode.seg.read import SEGMENTATION_STORAGE
+from segnode.seg.frame_items import decimals
+from segnode.seg.header_items import (
+    code_item,
+    contribution_item,
+    dimension_item,
+    following_series_number,
+    reference_item,
+    set_creation,
+)
 from segnode.seg.segmentation import Segmentation, SegmentationType
 
 _PALETTE: Final = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
@@ -54,9 +60,6 @@ _REQUIRED_THOUGH_EMPTY: Final = (
     "ReferringPhysicianName",
     "ContentDescription",
 )
-_BACKGROUND: Final = Code("DCM", "125040", "Background")
-_MODIFYING_EQUIPMENT: Final = Code("DCM", "109103", "Modifying Equipment")
-_SOURCE_IMAGE: Final = Code("DCM", "121322", "Source image for image processing operation")
 _SEGMENT: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence")
 
 
@@ -131,28 +134,18 @@ def _complete(header: Dataset) -> None:
 
 def _identify(header: Dataset, source: Segmentation, part: Part, uids: tuple[str, str], now: datetime) -> None:
     """SOP common, general series and the description of the content."""
-    header.SOPClassUID = LABEL_MAP_SEGMENTATION_STORAGE if part.type == "LABELMAP" else SEGMENTATION_STORAGE
+    header.SOPClassUID = segmentation_class(part.type)
     header.SOPInstanceUID, header.SeriesInstanceUID = uids
     header.Modality = "SEG"
-    number = int(source.header.get("SeriesNumber") or 0)
-    header.SeriesNumber = number * 100 + 1 if 0 <= number < 10_000_000 else 1
+    header.SeriesNumber = following_series_number(source.header)
     header.InstanceNumber = part.place
-    created = now.astimezone(_zone_of(header))
-    header.InstanceCreationDate = header.ContentDate = header.SeriesDate = created.strftime("%Y%m%d")
-    header.InstanceCreationTime = header.ContentTime = header.SeriesTime = created.strftime("%H%M%S.%f")
+    set_creation(header, now, header)
     header.DerivationDescription = f"{source.type} segmentation converted to {part.type}"
     if part.parts > 1:
         tells = f"part {part.place} of {part.parts}"
         header.ContentLabel = f"{str(header.ContentLabel)[:9]} {part.place}OF{part.parts}"[:16]
         header.ContentDescription = f"{str(header.get('ContentDescription') or '')[:45]} ({tells})".strip()
         header.DerivationDescription += f", {tells}"
-
-
-def _zone_of(header: Dataset) -> tzinfo | None:
-    try:
-        return datetime.strptime(str(header.get("TimezoneOffsetFromUTC") or ""), "%z").tzinfo
-    except ValueError:
-        return None
 
 
 def _describe_image(header: Dataset, source: Segmentation, part: Part) -> None:
@@ -200,8 +193,8 @@ def _background(segments: Sequence[Dataset]) -> Dataset:
         item.SegmentAlgorithmType = "MANUAL"
     item.SegmentNumber = 0
     item.SegmentLabel = "Background"
-    item.SegmentedPropertyCategoryCodeSequence = [_code(_BACKGROUND)]
-    item.SegmentedPropertyTypeCodeSequence = [_code(_BACKGROUND)]
+    item.SegmentedPropertyCategoryCodeSequence = [code_item(BACKGROUND)]
+    item.SegmentedPropertyTypeCodeSequence = [code_item(BACKGROUND)]
     return item
 
 
@@ -225,7 +218,7 @@ def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None
     organization.DimensionOrganizationUID = uid
     header.DimensionOrganizationSequence = [organization]
     pointers = dimensions.pointers if part.type == "LABELMAP" else (_SEGMENT, *dimensions.pointers)
-    header.DimensionIndexSequence = [_index(uid, *pointer) for pointer in pointers]
+    header.DimensionIndexSequence = [dimension_item(uid, *pointer, pointer[0]) for pointer in pointers]
     if dimensions.organization_type is not None:
         header.DimensionOrganizationType = dimensions.organization_type
     header.SharedFunctionalGroupsSequence = [dimensions.shared]
@@ -235,14 +228,6 @@ def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None
         series = next((str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", ())), "")
         header.FrameOfReferenceUID = derived_uid("frame of reference", series or str(header.SeriesInstanceUID))
         header.PositionReferenceIndicator = None
-
-
-def _index(uid: str, pointer: str, group: str) -> Dataset:
-    item = Dataset()
-    item.DimensionOrganizationUID = uid
-    item.DimensionIndexPointer, item.FunctionalGroupPointer = Tag(pointer), Tag(group)
-    item.DimensionDescriptionLabel = pointer
-    return item
 
 
 def shared_groups(source: Segmentation, *, keep_places: bool) -> Dataset:
@@ -259,27 +244,23 @@ def shared_groups(source: Segmentation, *, keep_places: bool) -> Dataset:
         raise CannotConvert("ImageOrientationPatient differs from frame to frame: a segmentation has one for all its frames")
     if "PlaneOrientationSequence" not in shared and table.orientations and not source.is_tiled:
         item = Dataset()
-        item.ImageOrientationPatient = [_decimal(value) for value in table.orientations[0]]
+        item.ImageOrientationPatient = decimals(table.orientations[0]).split("\\")
         shared.PlaneOrientationSequence = [item]
     if "PixelMeasuresSequence" not in shared and table.spacings:
         item = Dataset()
-        item.PixelSpacing = [_decimal(value) for value in table.spacings[0]]
+        item.PixelSpacing = decimals(table.spacings[0]).split("\\")
         if table.slice_thickness:
-            item.SliceThickness = _decimal(table.slice_thickness)
+            item.SliceThickness = decimals((table.slice_thickness,))
         if table.spacing_between_slices:
-            item.SpacingBetweenSlices = _decimal(table.spacing_between_slices)
+            item.SpacingBetweenSlices = decimals((table.spacing_between_slices,))
         shared.PixelMeasuresSequence = [item]
     return shared
 
 
-def _decimal(value: float) -> str:
-    return repr(value) if len(repr(value)) <= 16 else format_number_as_ds(value)
-
-
 def _refer_to_source(header: Dataset, source: Segmentation) -> None:
     """The SEG that this was made of, in the general reference and in the common instance reference (PS3.3 C.12.2)."""
-    reference = _reference(source.header)
-    reference.PurposeOfReferenceCodeSequence = [_code(_SOURCE_IMAGE)]
+    reference = reference_item(source.header)
+    reference.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
     header.ReferencedInstanceSequence = [*header.get("ReferencedInstanceSequence", ()), reference]
     series = str(source.header.get("SeriesInstanceUID") or "")
     if not is_uid(series):
@@ -288,27 +269,14 @@ def _refer_to_source(header: Dataset, source: Segmentation) -> None:
     own = [item for item in listed if item.get("SeriesInstanceUID") == series]
     item = Dataset()
     item.SeriesInstanceUID = series
-    item.ReferencedInstanceSequence = [*(i for same in own for i in same.ReferencedInstanceSequence), _reference(source.header)]
+    item.ReferencedInstanceSequence = [
+        *(i for same in own for i in same.ReferencedInstanceSequence),
+        reference_item(source.header),
+    ]
     header.ReferencedSeriesSequence = [*(other for other in listed if other.get("SeriesInstanceUID") != series), item]
 
 
-def _reference(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return item
-
-
 def _contribution(source: Segmentation, part: Part, now: datetime) -> Dataset:
-    item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [_code(_MODIFYING_EQUIPMENT)]
-    item.Manufacturer = item.ManufacturerModelName = MANUFACTURER
-    item.SoftwareVersions = version("segnode")
-    item.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f%z")
+    item = contribution_item(MODIFYING_EQUIPMENT, version("segnode"), now)
     item.ContributionDescription = f"{source.type} segmentation converted to {part.type}"
-    return item
-
-
-def _code(code: Code) -> Any:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
     return item

@@ -10,15 +10,13 @@ import numpy as np
 from PIL import ImageCms
 from pydicom import Dataset
 
-from segnode.dicom.codes import Code
+from segnode.dicom.codes import BACKGROUND, Code
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import LabelError
 from segnode.seg.colour import recommended_cielab, srgb
 from segnode.seg.frame_items import ElementWriter
 from segnode.seg.segmentation import DescribedSegment, SegmentationType
 from segnode.seg.segments import LabelDictionary
-
-BACKGROUND: Final = Code("DCM", "125040", "Background")
 
 _ALGORITHM_TYPES: Final = ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")
 _GREY: Final = (128, 128, 128)
@@ -174,15 +172,6 @@ def _tracking(write: ElementWriter, segment: DescribedSegment) -> bytes:
 def _codes(write: ElementWriter, keyword: str, codes: Sequence[Code | None]) -> bytes:
     items = [write.code(code) for code in codes if code is not None]
     return write.sequence(keyword, *items) if items else b""
-
-
-def code_item(code: Code) -> Dataset:
-    """The item of a code sequence (PS3.3 8.8) whose value is of 16 characters at most."""
-    item = Dataset()
-    item.CodeValue = code.value
-    item.CodingSchemeDesignator = code.scheme
-    item.CodeMeaning = code.meaning
-    return item
 
 
 def texts(segments: Sequence[DescribedSegment]) -> list[str]:

@@ -10,10 +10,10 @@ from pydicom import Dataset
 
 from segnode.dicom.uids import derived_uid
 from segnode.errors import LabelError
-from segnode.seg.layout import Pixels
-from segnode.seg.placement import matrix_size, on_slide
 from segnode.seg.segmentation import DescribedSegment
 from segnode.seg.write import Identity, Pyramid, StoredAs, write_segmentation
+from segnode.seg.write.layout import Pixels
+from segnode.seg.write.placement import matrix_size, on_slide
 
 
 def write_pyramid(

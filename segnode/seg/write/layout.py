@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from segnode.errors import LabelError, OverlappingSegments
 from segnode.seg.combine import label_type
-from segnode.seg.pixels import FramesToEncode, FrameToEncode
-from segnode.seg.placement import Matrix
+from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames
 from segnode.seg.segmentation import SegmentationType
+from segnode.seg.write.placement import Matrix
 
 Overlap = Literal["YES", "NO", "UNDEFINED"]
 # Labels (planes, rows, columns); stacked segments or probabilities (planes, rows, columns, segments).
@@ -26,50 +26,6 @@ class Layout:
     planes: tuple[int, ...]
     numbers: tuple[int, ...]
     overlap: Overlap
-
-
-@dataclass(frozen=True, eq=False)
-class _OfLabels:
-    """Frames of segments in a labelmap, made one at a time; `full` is what is stored for a pixel inside, None for 1 bit."""
-
-    labels: Pixels
-    planes: Sequence[int]
-    numbers: Sequence[int]
-    full: int | None
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        return np.dtype(np.bool_ if self.full is None else np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.planes)
-
-    def __getitem__(self, index: int, /) -> FrameToEncode:
-        inside: npt.NDArray[np.bool_] = self.labels[self.planes[index]] == self.numbers[index]
-        return inside if self.full is None else inside.astype(np.uint8) * np.uint8(self.full)
-
-
-@dataclass(frozen=True, eq=False)
-class _OfStacked:
-    """Frames of stacked segments, made one at a time; `full` is what is stored for 1, None for 1 bit."""
-
-    stacked: Pixels
-    planes: Sequence[int]
-    numbers: Sequence[int]
-    full: int | None
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        return np.dtype(np.bool_ if self.full is None else np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.planes)
-
-    def __getitem__(self, index: int, /) -> FrameToEncode:
-        values = self.stacked[self.planes[index], :, :, self.numbers[index] - 1]
-        if self.full is None:
-            return np.ascontiguousarray(values != 0)
-        return np.ascontiguousarray(np.rint(values * np.float64(self.full)).astype(np.uint8))
 
 
 def shaped(pixels: Pixels, matrix: Matrix | None) -> Pixels:
@@ -131,8 +87,13 @@ def lay_out(
         return _labelmap(labels, present, numbers, order, omit_empty=omit_empty)
     kept = [(plane, number) for number in numbers for plane in order if not omit_empty or number in present[plane]]
     planes, of = _split(kept or [(plane, number) for number in numbers for plane in order])
-    frames = _OfLabels(labels, planes, of, None if kind == "BINARY" else maximum)
-    return Layout(frames, planes, of, "NO")
+    full = None if kind == "BINARY" else maximum
+
+    def make(index: int) -> FrameToEncode:
+        inside: npt.NDArray[np.bool_] = labels[planes[index]] == of[index]
+        return inside if full is None else inside.astype(np.uint8) * np.uint8(full)
+
+    return Layout(MadeFrames(_stored_type(full), len(planes), make), planes, of, "NO")
 
 
 def _labelmap(
@@ -158,7 +119,19 @@ def _stacked(
     filled = np.array([[(plane[..., index] > least).any() for index in range(stacked.shape[3])] for plane in stacked])
     kept = [(plane, number) for number in described for plane in order if not omit_empty or filled[plane, number - 1]]
     planes, of = _split(kept or [(plane, number) for number in described for plane in order])
-    return Layout(_OfStacked(stacked, planes, of, full), planes, of, _overlap(stacked))
+
+    def make(index: int) -> FrameToEncode:
+        values = stacked[planes[index], :, :, of[index] - 1]
+        if full is None:
+            return np.ascontiguousarray(values != 0)
+        return np.ascontiguousarray(np.rint(values * np.float64(full)).astype(np.uint8))
+
+    return Layout(MadeFrames(_stored_type(full), len(planes), make), planes, of, _overlap(stacked))
+
+
+def _stored_type(full: int | None) -> "np.dtype[Any]":
+    """That of a frame, where `full` is what is stored for a pixel inside, None for 1 bit."""
+    return np.dtype(np.bool_ if full is None else np.uint8)
 
 
 def _overlap(stacked: Pixels) -> Overlap:

@@ -11,15 +11,11 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.charset import python_encoding
 from pydicom.encaps import generate_fragments, parse_basic_offsets
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID, SegmentationStorage
 
 from segnode.dicom import transfer_syntaxes as syntaxes
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, is_uid, uid_name
+from segnode.dicom.uids import SEGMENTATION_CLASSES, is_uid, segmentation_class, uid_name
 from segnode.errors import NotASegmentation, NotDicom
-from segnode.seg.check_frames import PER_FRAME, SHARED, check_frames
-from segnode.seg.finding import (
+from segnode.seg.check.finding import (
     UNREADABLE,
     Finding,
     error,
@@ -34,9 +30,10 @@ from segnode.seg.finding import (
     walk,
     warning,
 )
-from segnode.seg.required import REQUIRED, Required
-
-SEGMENTATION_CLASSES: Final = (SegmentationStorage, LABEL_MAP_SEGMENTATION_STORAGE)
+from segnode.seg.check.frames import PER_FRAME, SHARED, check_frames
+from segnode.seg.check.required import REQUIRED, Required
+from segnode.seg.codecs import DECODERS, NATIVE
+from segnode.seg.pixels import frames_of
 
 _SEGMENTS: Final = "SegmentSequence"
 _NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
@@ -48,7 +45,7 @@ _LARGEST_FRAME: Final = 1 << 28
 _PALETTE: Final = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
 
 
-def read_segmentation(path: Path) -> Dataset:
+def read_to_check(path: Path) -> Dataset:
     """The SEG in a file. Raises NotDicom, NotASegmentation."""
     try:
         dataset = dcmread(path)
@@ -166,7 +163,7 @@ def _kind(dataset: Dataset, kind: str) -> Iterator[Finding]:
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         yield error("SegmentationType", "PS3.3 C.8.20.2.3", f"is {quoted(kind)}; it is BINARY, FRACTIONAL or LABELMAP")
         return
-    wanted = LABEL_MAP_SEGMENTATION_STORAGE if kind == "LABELMAP" else SegmentationStorage
+    wanted = segmentation_class(kind)
     if sop_class_uid != wanted:
         what = f"is {uid_name(sop_class_uid) or 'not given'}; a {kind} segmentation is {uid_name(wanted)}"
         yield error("SOPClassUID", "PS3.3 C.8.20.2.3", what)
@@ -423,14 +420,10 @@ def _values(dataset: Dataset, transfer_syntax_uid: str) -> Iterator[Finding]:
 
 
 def _decodes(transfer_syntax_uid: str) -> bool:
-    if transfer_syntax_uid in _NATIVE:
-        return True
-    try:
-        return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
-    except NotImplementedError:
-        return False
+    return transfer_syntax_uid in NATIVE or transfer_syntax_uid in DECODERS
 
 
 def _frames(dataset: Dataset) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     """The frames as they are stored, one after the other."""
-    yield from iter_pixels(dataset, raw=True)
+    frames = frames_of(dataset)
+    yield from (frames.decode(index) for index in range(len(frames)))

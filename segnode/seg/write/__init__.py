@@ -2,24 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, tzinfo
+from datetime import datetime
 from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.tag import Tag
-from pydicom.uid import SegmentationStorage
 
-from segnode.dicom.codes import Code
+from segnode.dicom.codes import PROCESSING_EQUIPMENT, SEGMENTATION, SOURCE_IMAGE
 from segnode.dicom.geometry import Vector
 from segnode.dicom.transfer_syntaxes import encoding_of
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, MANUFACTURER, derived_uid, is_uid
+from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import LabelError
 from segnode.seg.codecs import CODECS, Codec, CodecName
-from segnode.seg.describe import (
-    Algorithm,
+from segnode.seg.forms import Form
+from segnode.seg.frame_groups import SourceImage
+from segnode.seg.frame_items import FrameItem, decimals, referenced_series
+from segnode.seg.header_items import (
     code_item,
+    contribution_item,
+    dimension_item,
+    following_series_number,
+    reference_item,
+    set_creation,
+)
+from segnode.seg.part10 import part10
+from segnode.seg.pixels import pixel_data
+from segnode.seg.segmentation import DescribedSegment, SegmentationType
+from segnode.seg.segments import LabelDictionary
+from segnode.seg.write.describe import (
+    Algorithm,
     described_segments,
     require_described,
     segment_items,
@@ -28,15 +40,8 @@ from segnode.seg.describe import (
     with_background,
     without_colours,
 )
-from segnode.seg.forms import Form
-from segnode.seg.frame_groups import SourceImage
-from segnode.seg.frame_items import FrameItem, decimals, referenced_series
-from segnode.seg.layout import Layout, Pixels, lay_out, shaped
-from segnode.seg.part10 import part10
-from segnode.seg.pixels import pixel_data
-from segnode.seg.placement import Matrix, Placement, on_images, source_of, text_of
-from segnode.seg.segmentation import DescribedSegment, SegmentationType
-from segnode.seg.segments import LabelDictionary
+from segnode.seg.write.layout import Layout, Pixels, lay_out, shaped
+from segnode.seg.write.placement import Matrix, Placement, on_images, source_of, text_of
 
 __all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_labelmap", "write_segmentation"]
 
@@ -77,15 +82,12 @@ _REQUIRED_THOUGH_EMPTY = (
     "ReferringPhysicianName",
     "PositionReferenceIndicator",
 )
-_SEGMENTATION = Code("DCM", "113076", "Segmentation")
-_SOURCE_IMAGE = Code("DCM", "121322", "Source image for image processing operation")
 _SPECIMEN = (
     "ContainerIdentifier",
     "IssuerOfTheContainerIdentifierSequence",
     "ContainerTypeCodeSequence",
     "SpecimenDescriptionSequence",
 )
-_PROCESSING_EQUIPMENT = Code("DCM", "109102", "Processing Equipment")
 _LOSSY = "LossyImageCompression"
 
 
@@ -253,16 +255,14 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
         dataset.FrameOfReferenceUID = derived_uid("frame of reference", str(image.SeriesInstanceUID))
     if placement.matrix is not None or not placement.has_positions:
         dataset.PatientOrientation = image.get("PatientOrientation") or None
-    dataset.SOPClassUID = LABEL_MAP_SEGMENTATION_STORAGE if kind == "LABELMAP" else SegmentationStorage
+    dataset.SOPClassUID = segmentation_class(kind)
     dataset.SOPInstanceUID = identity.sop_instance_uid
     dataset.SeriesInstanceUID = identity.series_instance_uid
-    dataset.SeriesNumber = _series_number(image) if identity.series_number is None else identity.series_number
+    dataset.SeriesNumber = following_series_number(image) if identity.series_number is None else identity.series_number
     dataset.SeriesDescription = identity.series_description[:64]
     dataset.Modality = "SEG"
     dataset.InstanceNumber = identity.instance_number
-    created = identity.created.astimezone(_zone_of(image))
-    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = created.strftime("%Y%m%d")
-    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = created.strftime("%H%M%S.%f")
+    set_creation(dataset, identity.created, image)
     dataset.Manufacturer, dataset.ManufacturerModelName = identity.manufacturer, identity.manufacturer_model_name
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
@@ -274,29 +274,10 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
 
 
 def _contribution(identity: Identity) -> Dataset:
-    """What made this object, as it stays said when an archive puts its own name into the equipment module (PS3.3 C.12.1)."""
-    item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [code_item(_PROCESSING_EQUIPMENT)]
-    item.Manufacturer = item.ManufacturerModelName = MANUFACTURER
+    """What made this object; by the station's name the node knows its own again."""
+    item = contribution_item(PROCESSING_EQUIPMENT, identity.software_version, identity.created)
     item.StationName = item.DeviceSerialNumber = identity.device_serial_number
-    item.SoftwareVersions = identity.software_version
-    item.ContributionDateTime = identity.created.strftime("%Y%m%d%H%M%S.%f%z")
     return item
-
-
-def _zone_of(image: Dataset) -> tzinfo | None:
-    """The zone that the study's dates and times are in; None, which is local time, where it does not say."""
-    offset = str(image.get("TimezoneOffsetFromUTC") or "")
-    try:
-        return datetime.strptime(offset, "%z").tzinfo
-    except ValueError:
-        return None
-
-
-def _series_number(image: Dataset) -> int:
-    """A number that sorts behind the source series and tells of it: series 3 gives 301."""
-    source = int(image.get("SeriesNumber") or 0)
-    return source * 100 + 1 if 0 <= source < 10_000_000 else 1
 
 
 def _image_description(layout: Layout, size: tuple[int, ...], images: Sequence[Dataset], stored_as: StoredAs) -> Dataset:
@@ -334,13 +315,6 @@ def _by_series(images: Sequence[Dataset]) -> dict[str, list[SourceImage]]:
     return of_series
 
 
-def _reference(image: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = image.SOPClassUID
-    item.ReferencedSOPInstanceUID = image.SOPInstanceUID
-    return item
-
-
 # A dimension: the attribute that tells frames apart, the functional group it is in, and what it is called.
 _SEGMENT_NUMBER: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence", "Segment Number")
 _POSITION: Final = ("ImagePositionPatient", "PlanePositionSequence", "Image Position Patient")
@@ -360,7 +334,7 @@ def _organization(layout: Layout, placement: Placement, kind: SegmentationType, 
     if organized:
         dataset.DimensionOrganizationType = organized
     dataset.DimensionOrganizationSequence = [organization]
-    dataset.DimensionIndexSequence = [_dimension(uid, *dimension) for dimension in dimensions]
+    dataset.DimensionIndexSequence = [dimension_item(uid, *dimension) for dimension in dimensions]
     dataset.SharedFunctionalGroupsSequence = [_shared_groups(placement)]
     return dataset
 
@@ -379,15 +353,6 @@ def _organization_type(layout: Layout, placement: Placement) -> str:
     rank = {plane: index for index, plane in enumerate(placement.order)}
     ranks = {rank[plane] for plane in layout.planes}
     return "3D" if placement.regular and max(ranks) - min(ranks) + 1 == len(ranks) else ""
-
-
-def _dimension(uid: str, keyword: str, group: str, label: str) -> Dataset:
-    index = Dataset()
-    index.DimensionOrganizationUID = uid
-    index.DimensionIndexPointer = Tag(keyword)
-    index.FunctionalGroupPointer = Tag(group)
-    index.DimensionDescriptionLabel = label
-    return index
 
 
 def _shared_groups(placement: Placement) -> Dataset:
@@ -412,11 +377,11 @@ def _shared_groups(placement: Placement) -> Dataset:
 def _derivation(images: Sequence[Dataset]) -> Dataset:
     """Frames that were made from all of the images, and lie on none of them (PS3.3 C.7.6.16.2.6)."""
     derivation = Dataset()
-    derivation.DerivationCodeSequence = [code_item(_SEGMENTATION)]
-    derivation.SourceImageSequence = [_reference(image) for image in images]
+    derivation.DerivationCodeSequence = [code_item(SEGMENTATION)]
+    derivation.SourceImageSequence = [reference_item(image) for image in images]
     for source in derivation.SourceImageSequence:
         source.SpatialLocationsPreserved = "NO"
-        source.PurposeOfReferenceCodeSequence = [code_item(_SOURCE_IMAGE)]
+        source.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
     return derivation
 
 
