@@ -13,7 +13,7 @@ from segnode.dicom.codes import Code
 from segnode.dicom.geometry import Vector
 from segnode.errors import NotAVolume, NotFound, OverlappingSegments, UnreadablePixels
 from segnode.seg.codecs import FrameShape
-from segnode.seg.combine import Labelmap, combine_binary, label_type
+from segnode.seg.combine import Labelmap, combine_binary, label_type, values_in
 from segnode.seg.frame_groups import Integers
 from segnode.seg.pixels import Frames, read_frames
 from segnode.seg.planes import REFERENCED_SEGMENT_NUMBER, Grid, Planes, grid_of, matrix_affine, planes_of
@@ -378,7 +378,7 @@ def _labels_of_frames(
     out: Labelmap = _filled((len(planes), segmentation.rows, segmentation.columns), dtype, fill)
     all_frames = np.array_equal(chosen, np.arange(len(segmentation.frames)))
     frames = segmentation.frames.all() if all_frames else segmentation.frames.some(chosen.tolist())
-    _require_described(frames, segmentation)
+    segmentation.require_described(frozenset().union(*map(values_in, frames)))
     is_identity = all(number == value for number, value in value_of.items()) and set(value_of) == set(segmentation.numbers)
     if is_identity and fill == segmentation.padding_value and frames.dtype == dtype:
         if np.array_equal(target, np.arange(len(planes))):
@@ -392,13 +392,6 @@ def _labels_of_frames(
     for frame, plane in zip(frames, target.tolist(), strict=True):
         out[plane] = table[frame]
     return out
-
-
-def _require_described(frames: Labelmap, segmentation: Segmentation) -> None:
-    present = np.zeros(1 << segmentation.frames.shape.bits, np.bool_)
-    for frame in frames:
-        present |= np.bincount(frame.reshape(-1), minlength=len(present)) > 0
-    segmentation.require_described(np.flatnonzero(present).tolist())
 
 
 def _by_sources(segmentation: Segmentation, wanted: Sequence[tuple[str, int | None]]) -> Planes:

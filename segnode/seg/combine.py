@@ -1,19 +1,19 @@
-"""Combining the frames of segments into one labelmap, with every overlap found; BINARY frames stay packed until the end.
-
-A plane of a hundred segments is a hundred packed frames, and eight bit planes of numbers: what is unpacked is eight.
-"""
+"""Combining the frames of segments into one labelmap, with every overlap found while they are packed."""
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from segnode.errors import OverlappingSegments
-from segnode.seg.pixels import Frames
+from segnode.seg.frame_groups import Integers
+from segnode.seg.pixels import FRAMES_AT_ONCE, Frames
 from segnode.seg.planes import Planes
 
 Labelmap = npt.NDArray[np.unsignedinteger]
@@ -30,30 +30,104 @@ def label_type(largest: int) -> "np.dtype[np.unsignedinteger]":
     return np.dtype(np.uint8 if largest < 256 else np.uint16)
 
 
+@dataclass(frozen=True, eq=False)
+class PlacedFrames:
+    """BINARY frames by plane: `order` and `planes` (placed frames,) are theirs, `numbers` (frames,) their labels by index."""
+
+    frames: Frames
+    order: Integers
+    planes: Integers
+    numbers: Integers
+
+    def at(self, plane: int) -> list[int]:
+        """The frames of a plane."""
+        start, stop = np.searchsorted(self.planes, (plane, plane + 1))
+        return [int(frame) for frame in self.order[start:stop]]
+
+    def combine(self, first: int, out: Labelmap) -> bool:
+        """Write the labels of neighbouring planes into `out` (planes, rows, columns), which is zero, from plane `first` on.
+
+        Whether that went well: not where frames have voxels in common, and `out` is then of no use.
+        """
+        covered = np.zeros((len(out), self.frames.shape.size), np.uint8)
+        flat = out.reshape(len(out), -1)
+        for run in self._runs(first, first + len(out)):
+            packed = self.frames.packed_run(run.first_frame, run.length)[:: run.step]
+            place = slice(run.plane - first, run.plane - first + run.length)
+            # Most of a slice is background: only what lies between the first and the last voxel of a segment is unpacked.
+            begin, end = _extent(np.bitwise_or.reduce(packed, axis=0))
+            inside, there = packed[:, begin:end], covered[place, begin:end]
+            if (there & inside).any():
+                return False
+            there |= inside
+            target = flat[place, begin * 8 : end * 8]
+            labels = np.unpackbits(inside, axis=1, count=target.shape[1], bitorder="little").astype(out.dtype, copy=False)
+            labels *= out.dtype.type(run.number)
+            target |= labels
+        return True
+
+    def _runs(self, first: int, last: int) -> Iterator["_Run"]:
+        """The frames of these planes, as many together as follow each other in both PixelData and space."""
+        start, stop = np.searchsorted(self.planes, (first, last))
+        frames, planes = self.order[start:stop], self.planes[start:stop]
+        numbers = self.numbers[frames]
+        sorting = np.lexsort((planes, numbers))
+        frames, planes, numbers = frames[sorting], planes[sorting], numbers[sorting]
+        # Some writers go up through the body, some down.
+        step = 1 if np.count_nonzero(np.diff(frames) == 1) >= np.count_nonzero(np.diff(frames) == -1) else -1
+        follows = (np.diff(frames) == step) & (np.diff(planes) == 1) & (np.diff(numbers) == 0)
+        begins = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(frames)]
+        for begin, end in pairwise(begins if len(frames) else ()):
+            first_frame = int(frames[begin if step == 1 else end - 1])
+            yield _Run(int(numbers[begin]), int(planes[begin]), first_frame, end - begin, step)
+
+
+class _Run(NamedTuple):
+    """Frames of one segment on neighbouring planes, up from `plane`; with a step of -1 the last of them lies there."""
+
+    number: int
+    plane: int
+    first_frame: int
+    length: int
+    step: int
+
+
+def placed_frames(frames: Frames, of_frame: Integers, numbers: Sequence[int]) -> PlacedFrames:
+    """BINARY frames with the plane and the label of each; negative planes and labels of 0 leave a frame out."""
+    labels = np.array(numbers, np.int64)
+    chosen = np.flatnonzero((of_frame >= 0) & (labels != 0))
+    order = chosen[np.argsort(of_frame[chosen], kind="stable")]
+    return PlacedFrames(frames, order, of_frame[order], labels)
+
+
 def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int], out: Labelmap) -> None:
     """Write the numbers of BINARY frames into `out` (planes, rows, columns), which is zero; 0 leaves a frame out.
 
     Raises OverlappingSegments when a voxel is in two segments, naming them and the number of voxels.
     """
-    of_plane: list[list[int]] = [[] for _ in range(len(planes))]
-    for frame, plane in enumerate(planes.of_frame.tolist()):
-        if number_of_frame[frame] and plane >= 0:
-            of_plane[plane].append(frame)
+    placed = placed_frames(frames, planes.of_frame, number_of_frame)
 
-    def combine(plane: int) -> bool:
-        return combine_segments(segments_in(frames, of_plane[plane], number_of_frame), out[plane])
+    def combine(first: int) -> list[int]:
+        some = out[first : first + FRAMES_AT_ONCE]
+        if placed.combine(first, some):
+            return []
+        some[:] = 0
+        of_planes = enumerate(some, first)
+        return [
+            plane for plane, to in of_planes if combine_segments(segments_in(frames, placed.at(plane), number_of_frame), to)
+        ]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        overlapping = [plane for plane, overlaps in enumerate(pool.map(combine, range(len(planes)))) if overlaps]
+        overlapping = list(chain.from_iterable(pool.map(combine, range(0, len(planes), FRAMES_AT_ONCE))))
     if overlapping:
         counts: Counter[tuple[int, int]] = Counter()
         compared = 0
         for plane in overlapping:
-            compared += min(len(of_plane[plane]), _MOST_COMPARED) ** 2
+            compared += min(len(placed.at(plane)), _MOST_COMPARED) ** 2
             if compared > _MOST_PAIRS:
                 break
-            counts.update(overlaps_in(frames, of_plane[plane], number_of_frame))
-        are_all = compared <= _MOST_PAIRS and all(len(of_plane[plane]) <= _MOST_COMPARED for plane in overlapping)
+            counts.update(overlaps_in(frames, placed.at(plane), number_of_frame))
+        are_all = compared <= _MOST_PAIRS and all(len(placed.at(plane)) <= _MOST_COMPARED for plane in overlapping)
         raise OverlappingSegments(describe_overlaps(counts, are_all=are_all))
 
 
@@ -90,31 +164,43 @@ def segments_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequen
 def combine_segments(segments: Mapping[int, Packed], out: Labelmap) -> bool:
     """Write the numbers of packed segments into `out` (rows, columns), which is zero.
 
-    Whether they overlap; if so `out` is left as it is.
+    Whether they overlap; if so `out` is of no use.
     """
     covered = np.zeros(-(-out.size // 8), np.uint8)
-    for packed in segments.values():
+    for number, packed in segments.items():
         if (covered & packed).any():
             return True
         covered |= packed
-    used = np.flatnonzero(covered)
-    if not len(used):
-        return False
-    # Most of a slice is background: only what lies between the first and the last voxel of a segment is unpacked.
-    first, last = int(used[0]), int(used[-1]) + 1
-    target = out.reshape(-1)[first * 8 : last * 8]
-    for bit, packed in _bit_planes(segments).items():
-        digits = np.unpackbits(packed[first:last], count=target.size, bitorder="little").astype(target.dtype, copy=False)
-        digits *= target.dtype.type(1 << bit)  # NumPy shifts bytes ten times slower than it multiplies them
-        target |= digits
+        inside = np.unpackbits(packed, count=out.size, bitorder="little").reshape(out.shape)
+        out[inside.view(np.bool_)] = number
     return False
 
 
-def _bit_planes(segments: Mapping[int, Packed]) -> Mapping[int, Packed]:
-    """For each binary digit of the numbers, where it is 1."""
-    planes: dict[int, Packed] = {}
-    for number, packed in segments.items():
-        for bit in range(number.bit_length()):
-            if number >> bit & 1:
-                planes[bit] = planes[bit] | packed if bit in planes else packed
-    return planes
+def _extent(packed: Packed) -> tuple[int, int]:
+    """Where the bytes with a voxel begin and end, up to a word more.
+
+    Of truth values the largest is the first, which argmax therefore stops at; it does not in arrays that run backwards.
+    """
+    inside = packed.view(np.bool_)
+    first = int(inside.argmax())
+    if not inside[first]:
+        return 0, 0
+    if packed.size < 8:
+        return 0, packed.size
+    words = packed[packed.size % 8 :].view(np.uint64)
+    behind = int(np.ascontiguousarray(words[::-1]).view(np.bool_).argmax()) // 8
+    return first, packed.size - behind * 8
+
+
+def values_in(labels: npt.NDArray[Any]) -> frozenset[int]:
+    """The values that occur: looked for eight bytes at a time where they are not those before them, which most are."""
+    flat = np.ascontiguousarray(labels).reshape(-1)
+    whole = flat.nbytes // 8 * 8 // flat.itemsize
+    words = flat[:whole].view(np.uint64)
+    new = words[np.concatenate(([0], np.flatnonzero(words[1:] != words[:-1]) + 1))] if len(words) else words
+    found = np.concatenate((new.view(flat.dtype), flat[whole:]))
+    if flat.dtype != np.uint8:
+        return frozenset(np.unique(found).tolist())
+    seen = np.zeros(256, np.bool_)
+    seen[found] = True
+    return frozenset(np.flatnonzero(seen).tolist())

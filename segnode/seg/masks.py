@@ -4,13 +4,14 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from segnode.errors import OverlappingSegments
-from segnode.seg.combine import Packed, segments_in
+from segnode.seg.combine import Packed, PlacedFrames, placed_frames, segments_in, values_in
 from segnode.seg.planes import Planes, planes_of
 from segnode.seg.segmentation import Segmentation
 
@@ -43,6 +44,14 @@ class Masks:
         least = self.threshold * self.segmentation.maximum_fractional_value
         return {number: _packed(values >= least) for number, values in fractions.items()}
 
+    @cached_property
+    def placed(self) -> PlacedFrames | None:
+        """The frames of a BINARY by plane, None for another type."""
+        table = self.segmentation.table
+        if self.segmentation.type != "BINARY":
+            return None
+        return placed_frames(self.segmentation.frames, self.planes.of_frame, table.segment_numbers.tolist())
+
     def fractions_at(self, plane: int) -> dict[int, npt.NDArray[np.uint8]]:
         """The stored values of a plane of a FRACTIONAL, (rows, columns), by segment number. Raises UnreadablePixels."""
         found: dict[int, npt.NDArray[np.uint8]] = {}
@@ -58,10 +67,9 @@ class Masks:
                 "two frames of a LABELMAP lie in one place (PlanePositionSequence): which one holds is not said"
             )
         labels = self.segmentation.frames.decode(frames[0])
-        present = [int(value) for value in np.flatnonzero(np.bincount(labels.reshape(-1), minlength=1))]
-        segments = set(self.segmentation.numbers)
+        present = values_in(labels)
         self.segmentation.require_described(present)
-        return {number: _packed(labels == number) for number in present if number in segments}
+        return {number: _packed(labels == number) for number in sorted(present.intersection(self.segmentation.numbers))}
 
 
 def masks_of(segmentation: Segmentation, threshold: float | None = None) -> Masks:

@@ -1,7 +1,7 @@
 """The PixelData of a segmentation: its frames, decoded when they are asked for, and frames written in an encoding."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -18,13 +18,14 @@ from segnode.seg.fragments import encapsulated, frames_of_fragments
 
 FrameToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
 
-# Frames that a thread takes at once: enough that taking them costs nothing, few enough that threads end together.
-_TAKEN_AT_ONCE: Final = 8
+# Frames that a thread takes at once: enough that NumPy does not work on crumbs, few enough that they stay in a core's cache
+# and that threads end together. Eight, as so many of 1 bit make whole bytes.
+FRAMES_AT_ONCE: Final = 8
 _MOST_THREADS: Final = 8
 
 
 class FramesToEncode(Protocol):
-    """Frames (rows, columns) of bool, uint8 or uint16: an array of them, or what makes each when it is asked for."""
+    """Frames (rows, columns) of bool, uint8 or uint16: an array of them, or what makes them when they are asked for."""
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -32,7 +33,7 @@ class FramesToEncode(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> FrameToEncode: ...
+    def __getitem__(self, places: slice, /) -> Iterable[FrameToEncode]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +42,18 @@ class MadeFrames:
 
     dtype: "np.dtype[Any]"
     count: int
-    make: Callable[[int], FrameToEncode]
+    make: Callable[[range], Iterable[FrameToEncode]]
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int, /) -> FrameToEncode:
-        return self.make(index)
+    def __getitem__(self, places: slice, /) -> Iterable[FrameToEncode]:
+        return self.make(range(self.count)[places])
+
+
+def one_by_one(make: Callable[[int], FrameToEncode]) -> Callable[[range], Iterable[FrameToEncode]]:
+    """How MadeFrames makes frames that have nothing to do with their neighbours."""
+    return lambda places: map(make, places)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,6 +82,12 @@ class _Native:
             bits[: len(following)] |= following << np.uint8(8 - shift)
         bits[-1] &= 0xFF >> unused
         return bits
+
+    def packed_run(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        size = self.shape.size
+        if self.shape.pixels % 8 == 0:
+            return self.data[first * size : (first + count) * size].reshape(count, size)
+        return np.stack([self.packed(index) for index in range(first, first + count)])
 
     def all(self) -> Frame:
         shape = self.shape
@@ -109,16 +121,20 @@ class _Encapsulated:
     def packed(self, index: int) -> npt.NDArray[np.uint8]:
         return np.packbits(self.decode(index), bitorder="little")
 
+    def packed_run(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        return np.stack([self.packed(index) for index in range(first, first + count)])
+
     def all(self) -> Frame:
         return self.some(range(len(self.codestreams)))
 
     def some(self, indices: Sequence[int]) -> Frame:
         frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
 
-        def decode(place: int) -> None:
-            frames[place] = self.decode(indices[place])
+        def decode(first: int, stop: int) -> None:
+            for place in range(first, stop):
+                frames[place] = self.decode(indices[place])
 
-        _for_each(decode, len(indices))
+        _for_some(decode, len(indices))
         return frames
 
 
@@ -151,6 +167,12 @@ class Frames:
         if self.shape.bits != 1:
             raise ValueError(f"frames of {self.shape.bits} bits are not packed")
         return self._held.packed(self._checked(index))
+
+    def packed_run(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Neighbouring frames of 1 bit, each packed as by `packed`, as (frames, bytes)."""
+        if self.shape.bits != 1:
+            raise ValueError(f"frames of {self.shape.bits} bits are not packed")
+        return self._held.packed_run(self._checked(first), len(range(self.number_of_frames)[first : first + count]))
 
     def all(self) -> Frame:
         """Every frame, (frames, rows, columns); compressed ones by several threads."""
@@ -218,10 +240,10 @@ def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
         raise ValueError(f"{codec.name} has no codestreams of {bits} bits")
     encoded = [b""] * len(frames)
 
-    def encode_one(place: int) -> None:
-        encoded[place] = encode(frames[place])
+    def encode_some(first: int, stop: int) -> None:
+        encoded[first:stop] = map(encode, frames[first:stop])
 
-    _for_each(encode_one, len(frames))
+    _for_some(encode_some, len(frames))
     return encoded
 
 
@@ -235,18 +257,15 @@ def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
 
 
 def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
-    """Frames one behind the other, so many at a time that they take whole bytes: eight, if a frame of 1 bit does not."""
+    """Frames one behind the other; as many are packed together as make whole bytes, whatever their size: eight."""
     count, bits = len(frames), _bits(frames)
-    pixels = frames[0].size if count else 0
+    pixels = next(frame.size for frame in frames[:1])
     length = (count * pixels * bits + 7) // 8
     out = np.empty(length + length % 2, np.uint8)
     out[length:] = 0
-    together = 1 if pixels * bits % 8 == 0 else 8
 
-    def write(group: int) -> None:
-        first = group * together
-        some = [frames[place] for place in range(first, min(first + together, count))]
-        values = some[0] if len(some) == 1 else np.stack(some)
+    def write(first: int, stop: int) -> None:
+        values = np.stack([*frames[first:stop]])
         data: npt.NDArray[Any] = (
             np.packbits(values.view(np.uint8), axis=None, bitorder="little")
             if bits == 1
@@ -255,7 +274,7 @@ def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
         start = first * pixels * bits // 8
         out[start : start + len(data)] = data
 
-    _for_each(write, -(-count // together))
+    _for_some(write, count)
     return out
 
 
@@ -263,18 +282,17 @@ def _bits(frames: FramesToEncode) -> int:
     return 1 if frames.dtype == np.bool_ else frames.dtype.itemsize * 8
 
 
-def _for_each(work: Callable[[int], None], count: int) -> None:
-    """Do the work for every place below `count`; the codecs let threads run beside each other."""
+def _for_some(work: Callable[[int, int], None], count: int) -> None:
+    """Do the work for all places below `count`, some at a time; the codecs let threads run beside each other."""
 
     def take(first: int) -> None:
-        for place in range(first, min(first + _TAKEN_AT_ONCE, count)):
-            work(place)
+        work(first, min(first + FRAMES_AT_ONCE, count))
 
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // _TAKEN_AT_ONCE))
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // FRAMES_AT_ONCE))
     if threads < 2:
-        for first in range(0, count, _TAKEN_AT_ONCE):
+        for first in range(0, count, FRAMES_AT_ONCE):
             take(first)
         return
     with ThreadPoolExecutor(threads, "frames") as pool:
-        for _ in pool.map(take, range(0, count, _TAKEN_AT_ONCE)):
+        for _ in pool.map(take, range(0, count, FRAMES_AT_ONCE)):
             pass

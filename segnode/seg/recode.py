@@ -7,7 +7,7 @@ from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.errors import CannotConvert
 from segnode.seg.codecs import Codec
 from segnode.seg.part10 import part10_of_groups
-from segnode.seg.pixels import MadeFrames, pixel_data
+from segnode.seg.pixels import MadeFrames, one_by_one, pixel_data
 from segnode.seg.read import read_per_frame_groups, read_segmentation
 
 
@@ -28,7 +28,7 @@ def recode(data: Buffer, codec: Codec) -> bytes:
     frames = MadeFrames(
         np.dtype(np.bool_) if is_bits else source.frames.shape.dtype,
         len(source.frames),
-        lambda index: decode(index).view(np.bool_) if is_bits else decode(index),
+        one_by_one(lambda index: decode(index).view(np.bool_) if is_bits else decode(index)),
     )
     groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
     return part10_of_groups(header, groups, pixel_data(frames, codec), codec)

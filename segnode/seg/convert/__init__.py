@@ -19,7 +19,7 @@ from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlappi
 from segnode.seg.frame_items import FrameItem
 from segnode.seg.masks import Masks, masks_of, of_each_plane
 from segnode.seg.part10 import part10
-from segnode.seg.pixels import FrameToEncode, MadeFrames, pixel_data
+from segnode.seg.pixels import FrameToEncode, MadeFrames, one_by_one, pixel_data
 from segnode.seg.planes import Planes, grid_of
 from segnode.seg.read import read_segmentation
 from segnode.seg.recode import recode, require_bits
@@ -135,7 +135,7 @@ def _labelmaps(masks: Masks, target: Target, now: datetime) -> list[Converted]:
     require_bits(target.codec, "LABELMAP", dtype.itemsize * 8)
     counts: Counter[Pair] = Counter()
     everything = range(len(masks.planes))
-    whole = _encode_labels(masks, everything, target.codec, dtype, dict, counts)
+    whole = _encode_labels(masks, everything, target.codec, dtype, None, counts)
     overlaps = tuple(_overlap(source, pair, voxels) for pair, voxels in counts.most_common())
     if not overlaps:
         return [_labelmap(masks, target, whole, source.numbers, now)]
@@ -170,18 +170,27 @@ def _encode_labels(
     planes: Sequence[int],
     codec: Codec,
     dtype: "np.dtype[np.unsignedinteger]",
-    resolve: Resolve,
+    resolve: Resolve | None,
     counts: Counter[Pair],
 ) -> _Labels:
-    """Planes combined and encoded one by one, so that no volume is held; overlaps that are left are counted."""
+    """Planes combined and encoded some at a time, so that no volume is held; overlaps that are left are counted.
+
+    Without `resolve` all segments of all planes are meant.
+    """
     shape = masks.segmentation.rows, masks.segmentation.columns
+    placed = masks.placed if resolve is None else None
     overlapping: dict[int, Counter[Pair]] = {}
 
-    def make(place: int) -> Labelmap:
-        segments = resolve(masks.at(planes[place]))
-        labels: Labelmap = np.zeros(shape, dtype)
-        if combine_segments(segments, labels):
-            overlapping[place] = overlapping_voxels(segments)
+    def make(places: range) -> Labelmap:
+        labels: Labelmap = np.zeros((len(places), *shape), dtype)
+        if placed is not None and placed.combine(places.start, labels):
+            return labels
+        labels[:] = 0
+        for place, out in zip(places, labels, strict=True):
+            found = masks.at(planes[place])
+            segments = found if resolve is None else resolve(found)
+            if combine_segments(segments, out):
+                overlapping[place] = overlapping_voxels(segments)
         return labels
 
     pixels = pixel_data(MadeFrames(dtype, len(planes), make), codec)
@@ -284,7 +293,7 @@ def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted
         inside = np.unpackbits(found[keys[place]], count=pixel_count, bitorder="little").reshape(shape)
         return inside.view(np.bool_) if bits == 1 else inside * np.uint8(_FULL_FRACTION)
 
-    pixels = pixel_data(MadeFrames(np.dtype(np.bool_ if bits == 1 else np.uint8), len(keys), make), codec)
+    pixels = pixel_data(MadeFrames(np.dtype(np.bool_ if bits == 1 else np.uint8), len(keys), one_by_one(make)), codec)
     part = Part(target.type, numbers, bits=bits, frames=len(keys))
     planes = sorted({plane for _, plane in keys})
     index = dict(zip(planes, _index_values(masks, planes), strict=True))

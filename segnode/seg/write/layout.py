@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segnode.errors import LabelError, OverlappingSegments
-from segnode.seg.combine import label_type
-from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames
+from segnode.seg.combine import label_type, values_in
+from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames, one_by_one
 from segnode.seg.segmentation import SegmentationType
 from segnode.seg.write.placement import Matrix
 
@@ -81,7 +81,7 @@ def lay_out(
     if pixels.dtype.kind not in "bui":
         raise LabelError(f"labels of type {pixels.dtype} are no segment numbers: give bool or integers")
     labels = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels
-    present = [_values(plane) for plane in labels]
+    present = [values_in(plane) for plane in labels]
     _require_known(present, numbers)
     if kind == "LABELMAP":
         return _labelmap(labels, present, numbers, order, omit_empty=omit_empty)
@@ -93,7 +93,7 @@ def lay_out(
         inside: npt.NDArray[np.bool_] = labels[planes[index]] == of[index]
         return inside if full is None else inside.astype(np.uint8) * np.uint8(full)
 
-    return Layout(MadeFrames(_stored_type(full), len(planes), make), planes, of, "NO")
+    return Layout(MadeFrames(_stored_type(full), len(planes), one_by_one(make)), planes, of, "NO")
 
 
 def _labelmap(
@@ -111,7 +111,7 @@ def _stacked(
     described = [number for number in numbers if number != 0]
     if kind == "LABELMAP":
         labels = _combined(stacked, described)
-        present = [_values(plane) for plane in labels]
+        present = [values_in(plane) for plane in labels]
         return _labelmap(labels, present, numbers, order, omit_empty=omit_empty)
     full = None if kind == "BINARY" else maximum
     # Below half a step a probability is stored as 0.
@@ -126,7 +126,7 @@ def _stacked(
             return np.ascontiguousarray(values != 0)
         return np.ascontiguousarray(np.rint(values * np.float64(full)).astype(np.uint8))
 
-    return Layout(MadeFrames(_stored_type(full), len(planes), make), planes, of, _overlap(stacked))
+    return Layout(MadeFrames(_stored_type(full), len(planes), one_by_one(make)), planes, of, _overlap(stacked))
 
 
 def _stored_type(full: int | None) -> "np.dtype[Any]":
@@ -172,20 +172,6 @@ def _require_stacked(stacked: Pixels, kind: SegmentationType, numbers: Sequence[
             raise LabelError("stacked segments hold something else than 0 to 1: divide probabilities by their maximum")
         if kind != "FRACTIONAL" and plane.dtype.kind == "f" and not ((plane == 0) | (plane == 1)).all():
             raise LabelError(f"a {kind} segmentation holds no fractions: write a FRACTIONAL one, or apply a threshold")
-
-
-def _values(plane: Pixels) -> frozenset[int]:
-    """The values in a plane: looked for eight bytes at a time where they are not those before them, which most are."""
-    flat = np.ascontiguousarray(plane).reshape(-1)
-    whole = flat.nbytes // 8 * 8 // flat.itemsize
-    words = flat[:whole].view(np.uint64)
-    new = words[np.concatenate(([0], np.flatnonzero(words[1:] != words[:-1]) + 1))] if len(words) else words
-    found = np.concatenate((new.view(flat.dtype), flat[whole:]))
-    if flat.dtype != np.uint8:
-        return frozenset(np.unique(found).tolist())
-    seen = np.zeros(256, np.bool_)
-    seen[found] = True
-    return frozenset(np.flatnonzero(seen).tolist())
 
 
 def _require_known(present: Sequence[frozenset[int]], numbers: Sequence[int]) -> None:
