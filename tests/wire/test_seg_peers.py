@@ -109,7 +109,7 @@ def by_ohif(file: Path, series: Series) -> Labels:
     """What the OHIF viewer paints on each image of the series."""
     packages, out = peer("ohif-seg-parser"), file.with_suffix(".labels")
     driver = ["--input-type=module", "-", series.folder, file, out]
-    found = run(installed("node", "Node.js"), *driver, cwd=packages, script=OHIF_DRIVER.read_text())
+    found = run("node", *driver, cwd=packages, script=OHIF_DRIVER.read_text())
     told = json.loads(found.splitlines()[-1])
     assert not told["overlapping"]
     painted = np.fromfile(out, np.uint8).reshape(-1, *series.labels.shape[1:])
