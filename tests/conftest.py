@@ -16,6 +16,7 @@ from segnode.testing.servers import Server, orthanc, orthanc_program
 settings.register_profile("segnode", deadline=None)
 settings.load_profile("segnode")
 
+PEERS = Path(__file__).parents[1] / ".peers"
 SAMPLES = Path(os.environ.get("SEGNODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -33,6 +34,13 @@ def installed(program: str, package: str) -> str:
     if path is None:
         absent(program, f"install {package} (scripts/peers does)")
     return str(path)
+
+
+def peer(name: str) -> Path:
+    """The folder of a peer that scripts/peers puts into .peers."""
+    if not (PEERS / name / "stamp").exists():
+        absent(name, "run scripts/peers")
+    return PEERS / name
 
 
 @pytest.fixture(scope="session")

@@ -263,6 +263,14 @@ def test_a_total_pixel_matrix(slide: Dataset, kind, full: bool, tile_size) -> No
             np.testing.assert_allclose(ours.table.positions[0], (20.5 - 30 * 0.0005, 40, 0))
 
 
+@pytest.mark.parametrize(("tile_size", "preserved"), [(None, "YES"), ((13, 17), "NO")])
+def test_full_tiles_share_what_they_were_made_from(slide: Dataset, tile_size, preserved: str) -> None:
+    """They have no items of their own that could say it, and without it no common instance reference (PS3.3 A.51.3)."""
+    ours, _ = written(matrix(), on_slide(slide, tile_size=tile_size, full=True), [manual(1)], StoredAs("BINARY"))
+    (source,) = ours.header.SharedFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
+    assert (source.ReferencedSOPInstanceUID, source.SpatialLocationsPreserved) == (slide.SOPInstanceUID, preserved)
+
+
 def test_tiles_one_by_one(slide: Dataset) -> None:
     """Frames of the slide image are placed like any frames."""
     tiles = np.zeros((25, 10, 10), np.uint8)

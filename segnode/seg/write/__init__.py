@@ -357,8 +357,9 @@ def _organization_type(layout: Layout, placement: Placement) -> str:
 
 def _shared_groups(placement: Placement) -> Dataset:
     shared = Dataset()
-    if not any(place.sources for place in placement.places):
-        shared.DerivationImageSequence = [_derivation(placement.images)]
+    full = placement.matrix is not None and placement.matrix.full
+    if full or not any(place.sources for place in placement.places):
+        shared.DerivationImageSequence = [_derivation(placement)]
     if not placement.has_positions:
         return shared
     measures, orientation = Dataset(), Dataset()
@@ -374,13 +375,13 @@ def _shared_groups(placement: Placement) -> Dataset:
     return shared
 
 
-def _derivation(images: Sequence[Dataset]) -> Dataset:
-    """Frames that were made from all of the images, and lie on none of them (PS3.3 C.7.6.16.2.6)."""
+def _derivation(placement: Placement) -> Dataset:
+    """Frames that were made from all of the images, and say no more of their own (PS3.3 C.7.6.16.2.6)."""
     derivation = Dataset()
     derivation.DerivationCodeSequence = [code_item(SEGMENTATION)]
-    derivation.SourceImageSequence = [reference_item(image) for image in images]
+    derivation.SourceImageSequence = [reference_item(image) for image in placement.images]
     for source in derivation.SourceImageSequence:
-        source.SpatialLocationsPreserved = "NO"
+        source.SpatialLocationsPreserved = "YES" if all(place.sources for place in placement.places) else "NO"
         source.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
     return derivation
 
