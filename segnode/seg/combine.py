@@ -196,11 +196,25 @@ def values_in(labels: npt.NDArray[Any]) -> frozenset[int]:
     """The values that occur: looked for eight bytes at a time where they are not those before them, which most are."""
     flat = np.ascontiguousarray(labels).reshape(-1)
     whole = flat.nbytes // 8 * 8 // flat.itemsize
-    words = flat[:whole].view(np.uint64)
-    new = words[np.concatenate(([0], np.flatnonzero(words[1:] != words[:-1]) + 1))] if len(words) else words
-    found = np.concatenate((new.view(flat.dtype), flat[whole:]))
+    found = np.concatenate((_changes(_changes(flat[:whole].view(np.uint64)).view(flat.dtype)), flat[whole:]))
     if flat.dtype != np.uint8:
         return frozenset(np.unique(found).tolist())
     seen = np.zeros(256, np.bool_)
     seen[found] = True
     return frozenset(np.flatnonzero(seen).tolist())
+
+
+def _changes(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The first value, and every one that is not that before it."""
+    return np.concatenate((values[:1], values[1:][values[1:] != values[:-1]]))
+
+
+def extents_in(labels: npt.NDArray[Any]) -> dict[int, tuple[int, int]]:
+    """From which pixel up to which each value that occurs does, as indices of the flat array."""
+    flat = np.ascontiguousarray(labels).reshape(-1)
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    values, first = np.unique(flat[starts], return_index=True)
+    last = len(starts) - 1 - np.unique(flat[starts][::-1], return_index=True)[1]
+    extents = zip(starts[first].tolist(), ends[last].tolist(), strict=True)
+    return dict(zip(values.tolist(), extents, strict=True))

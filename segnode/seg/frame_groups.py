@@ -22,6 +22,15 @@ Integers = npt.NDArray[np.int64]
 
 _COSINE_TOLERANCE: Final = 1e-3
 _SPACING_TOLERANCE: Final = 1e-3  # of the spacing
+_EXPLICIT_LITTLE: Final = Encoding()
+_ITEM_TAG: Final = b"\xfe\xff\x00\xe0"
+_ITEM_HEADER: Final = struct.Struct("<4sI")
+_SEQUENCE_HEADER: Final = struct.Struct("<4x2s2xI")
+_TAG: Final = struct.Struct("<HH")
+# The headers of FrameContentSequence, its only item, and DimensionIndexValues in it.
+_ALONE: Final = struct.Struct("<8sI4sI6sH")
+_CONTENT_START: Final = b"\x20\x00\x11\x91SQ\0\0"
+_VALUES_START: Final = b"\x20\x00\x57\x91UL"
 # What is farther away is no place in a patient, and cannot be calculated with.
 _FARTHEST_MM: Final = 1e9
 _NOWHERE: Final = (math.nan, math.nan, math.nan)
@@ -122,22 +131,77 @@ def _differing(vectors: Iterable[tuple[float, ...]], relative: float, absolute: 
 
 def read_frame_groups(buffer: Buffer, sequence: Element) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
-    decoded: dict[bytes, object] = {}
+    decoded: dict[bytes, tuple[str, object] | None] = {}
+    if sequence.encoding == _EXPLICIT_LITTLE:
+        groups = _of_known_lengths(bytes(buffer[sequence.start : sequence.end]), decoded)
+        if groups is not None:
+            return groups
     return [_read_item(buffer, start, end, sequence.encoding, decoded) for start, end in items(buffer, sequence)]
 
 
-def _read_item(buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[bytes, object]) -> FrameGroups:
+def _of_known_lengths(data: bytes, decoded: dict[bytes, tuple[str, object] | None]) -> list[FrameGroups] | None:
+    """Items that nearly all writers make: of known lengths, with nothing but sequences in them. None for any other."""
+    found, place = [], 0
+    while place < len(data):
+        if len(data) - place < _ITEM_HEADER.size:
+            return None
+        tag, length = _ITEM_HEADER.unpack_from(data, place)
+        place += _ITEM_HEADER.size
+        end = place + length
+        if tag != _ITEM_TAG or end > len(data):
+            return None
+        groups = FrameGroups()
+        while place < end:
+            if end - place < _SEQUENCE_HEADER.size:
+                return None
+            vr, length = _SEQUENCE_HEADER.unpack_from(data, place)
+            after = place + _SEQUENCE_HEADER.size + length
+            if vr != b"SQ" or after > end:
+                return None
+            key = data[place:after]
+            if key not in decoded:
+                group, number = _TAG.unpack_from(key)
+                element = Element(group << 16 | number, 0, _SEQUENCE_HEADER.size, len(key), len(key), _EXPLICIT_LITTLE)
+                decoded[key] = _index_values_alone(key) or _decoded(key, element)
+            said = decoded[key]
+            if said is not None:
+                setattr(groups, *said)
+            place = after
+        found.append(groups)
+    return found
+
+
+def _index_values_alone(key: bytes) -> tuple[str, object] | None:
+    """What the frame content, which differs in every frame, nearly always is: dimension index values and nothing else."""
+    size = len(key) - _ALONE.size
+    if size < 0 or key[: _ALONE.size] != _ALONE.pack(
+        _CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size & 0xFFFF
+    ):
+        return None
+    return "dimension_index_values", struct.unpack_from(f"<{size // 4}I", key, _ALONE.size)
+
+
+def _read_item(
+    buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[bytes, tuple[str, object] | None]
+) -> FrameGroups:
     groups = FrameGroups()
     for element in elements(buffer, start, end, encoding):
-        reader = _READERS.get(element.tag)
-        if reader is None:
-            continue
-        name, read = reader
         key = bytes(buffer[element.begin : element.end])
         if key not in decoded:
-            decoded[key] = read([_Item(buffer, *place, element.encoding) for place in items(buffer, element)])
-        setattr(groups, name, decoded[key])
+            decoded[key] = _decoded(buffer, element)
+        said = decoded[key]
+        if said is not None:
+            setattr(groups, *said)
     return groups
+
+
+def _decoded(buffer: Buffer, element: Element) -> tuple[str, object] | None:
+    """The field of FrameGroups that an element says something of, and what; None where it is of no interest."""
+    reader = _READERS.get(element.tag)
+    if reader is None:
+        return None
+    name, read = reader
+    return name, read([_Item(buffer, *place, element.encoding) for place in items(buffer, element)])
 
 
 class _Item:

@@ -64,6 +64,8 @@ class ElementWriter:
     def __init__(self, encoding: Encoding) -> None:
         self._implicit = encoding.implicit_vr
         self.derivation = lru_cache(maxsize=4096)(self._derivation)
+        self.position = lru_cache(maxsize=4096)(self._position)
+        self.segment = lru_cache(maxsize=1024)(self._segment)
         self.code = lru_cache(maxsize=1024)(self._code)
 
     def element(self, keyword: str, vr: bytes, value: bytes) -> bytes:
@@ -105,6 +107,13 @@ class ElementWriter:
             + self.sequence("DerivationCodeSequence", self.code(SEGMENTATION)),
         )
 
+    def _position(self, position: tuple[float, ...]) -> bytes:
+        return self.sequence("PlanePositionSequence", self.text("ImagePositionPatient", b"DS", decimals(position)))
+
+    def _segment(self, number: int) -> bytes:
+        referenced = self.element("ReferencedSegmentNumber", b"US", struct.pack("<H", number))
+        return self.sequence("SegmentIdentificationSequence", referenced)
+
     def _source(self, source: SourceImage, preserved: str) -> bytes:
         numbers = "\\".join(map(str, source.frame_numbers))
         return (
@@ -129,14 +138,11 @@ def _frame(write: ElementWriter, item: FrameItem) -> bytes:
         )
     )
     if item.position is not None and item.tile is None:
-        parts.append(
-            write.sequence("PlanePositionSequence", write.text("ImagePositionPatient", b"DS", decimals(item.position)))
-        )
+        parts.append(write.position(item.position))
     if item.tile is not None:
         parts.append(write.sequence("PlanePositionSlideSequence", _slide_position(write, item.tile, item.position)))
     if item.segment_number is not None:
-        number = write.element("ReferencedSegmentNumber", b"US", struct.pack("<H", item.segment_number))
-        parts.append(write.sequence("SegmentIdentificationSequence", number))
+        parts.append(write.segment(item.segment_number))
     # Ascending tags, as PS3.5 7.1 wants them: 0008, 0020 9111, 0020 9113, 0048 or 0062.
     return b"".join(parts)
 

@@ -38,11 +38,16 @@ class FramesToEncode(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MadeFrames:
-    """Frames that are made when they are asked for, so that not all of them are held; the same one may be asked for twice."""
+    """Frames that are made when they are asked for, so that not all of them are held; the same one may be asked for twice.
+
+    `packed`, of frames of 1 bit whose pixels make whole bytes, gives the bytes of a frame (see Frames.packed) that are not
+    zero, and where in it they begin: of most frames few are.
+    """
 
     dtype: "np.dtype[Any]"
     count: int
     make: Callable[[range], Iterable[FrameToEncode]]
+    packed: Callable[[int], tuple[int, npt.NDArray[np.uint8]]] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -261,10 +266,16 @@ def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
     count, bits = len(frames), _bits(frames)
     pixels = next(frame.size for frame in frames[:1])
     length = (count * pixels * bits + 7) // 8
-    out = np.empty(length + length % 2, np.uint8)
-    out[length:] = 0
+    out = np.zeros(length + length % 2, np.uint8)
+    packed = frames.packed if isinstance(frames, MadeFrames) and pixels % 8 == 0 else None
 
     def write(first: int, stop: int) -> None:
+        if packed is not None:
+            for place in range(first, stop):
+                begin, inside = packed(place)
+                start = place * pixels // 8 + begin
+                out[start : start + len(inside)] = inside
+            return
         values = np.stack([*frames[first:stop]])
         data: npt.NDArray[Any] = (
             np.packbits(values.view(np.uint8), axis=None, bitorder="little")

@@ -1,17 +1,28 @@
 """Values of attributes that a file holds, or does not hold: what is not of its VR is refused by name, without what it says."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.tag import BaseTag, Tag
 
 from segnode.errors import NotASegmentation
 
 
+@lru_cache
+def _tag(keyword: str) -> BaseTag:
+    """As pydicom finds it, which takes longer than most of what is looked for."""
+    return Tag(keyword)
+
+
 def value_of(item: Dataset, keyword: str) -> Any:
     """The value of an attribute, None when absent. Raises NotASegmentation when it cannot be decoded."""
+    tag = _tag(keyword)
+    if tag not in item:
+        return None
     try:
-        return item.get(keyword)
+        return item[tag].value
     except Exception as error:
         raise NotASegmentation(f"{keyword} cannot be read: its value is not of its VR ({type(error).__name__})") from error
 

@@ -293,7 +293,12 @@ def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted
         inside = np.unpackbits(found[keys[place]], count=pixel_count, bitorder="little").reshape(shape)
         return inside.view(np.bool_) if bits == 1 else inside * np.uint8(_FULL_FRACTION)
 
-    pixels = pixel_data(MadeFrames(np.dtype(np.bool_ if bits == 1 else np.uint8), len(keys), one_by_one(make)), codec)
+    def packed(place: int) -> tuple[int, Packed]:
+        return 0, found[keys[place]]
+
+    dtype = np.dtype(np.bool_ if bits == 1 else np.uint8)
+    frames = MadeFrames(dtype, len(keys), one_by_one(make), packed if bits == 1 else None)
+    pixels = pixel_data(frames, codec)
     part = Part(target.type, numbers, bits=bits, frames=len(keys))
     planes = sorted({plane for _, plane in keys})
     index = dict(zip(planes, _index_values(masks, planes), strict=True))

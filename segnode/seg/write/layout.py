@@ -1,6 +1,6 @@
 """Pixels as people have them — labels, stacked segments, probabilities — as the frames of a Segmentation (PS3.3 C.8.20.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segnode.errors import LabelError, OverlappingSegments
-from segnode.seg.combine import label_type, values_in
+from segnode.seg.combine import extents_in, label_type, values_in
 from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames, one_by_one
 from segnode.seg.segmentation import SegmentationType
 from segnode.seg.write.placement import Matrix
@@ -81,10 +81,10 @@ def lay_out(
     if pixels.dtype.kind not in "bui":
         raise LabelError(f"labels of type {pixels.dtype} are no segment numbers: give bool or integers")
     labels = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels
-    present = [values_in(plane) for plane in labels]
-    _require_known(present, numbers)
     if kind == "LABELMAP":
-        return _labelmap(labels, present, numbers, order, omit_empty=omit_empty)
+        return _labelmap(labels, numbers, order, omit_empty=omit_empty)
+    present = [extents_in(plane) for plane in labels]
+    _require_known(present, numbers)
     kept = [(plane, number) for number in numbers for plane in order if not omit_empty or number in present[plane]]
     planes, of = _split(kept or [(plane, number) for number in numbers for plane in order])
     full = None if kind == "BINARY" else maximum
@@ -93,12 +93,19 @@ def lay_out(
         inside: npt.NDArray[np.bool_] = labels[planes[index]] == of[index]
         return inside if full is None else inside.astype(np.uint8) * np.uint8(full)
 
-    return Layout(MadeFrames(_stored_type(full), len(planes), one_by_one(make)), planes, of, "NO")
+    def packed(index: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        begin, end = present[planes[index]].get(of[index], (0, 0))
+        first = begin // 8
+        inside = labels[planes[index]].reshape(-1)[first * 8 : -(-end // 8) * 8] == of[index]
+        return first, np.packbits(inside, bitorder="little")
+
+    frames = MadeFrames(_stored_type(full), len(planes), one_by_one(make), packed if full is None else None)
+    return Layout(frames, planes, of, "NO")
 
 
-def _labelmap(
-    labels: Pixels, present: Sequence[frozenset[int]], numbers: Sequence[int], order: Sequence[int], *, omit_empty: bool
-) -> Layout:
+def _labelmap(labels: Pixels, numbers: Sequence[int], order: Sequence[int], *, omit_empty: bool) -> Layout:
+    present = [values_in(plane) for plane in labels]
+    _require_known(present, numbers)
     dtype = label_type(max(numbers))
     kept = tuple(plane for plane in order if not omit_empty or present[plane] - {0}) or tuple(order)
     chosen = labels if kept == tuple(range(len(labels))) else labels[list(kept)]
@@ -110,9 +117,7 @@ def _stacked(
 ) -> Layout:
     described = [number for number in numbers if number != 0]
     if kind == "LABELMAP":
-        labels = _combined(stacked, described)
-        present = [values_in(plane) for plane in labels]
-        return _labelmap(labels, present, numbers, order, omit_empty=omit_empty)
+        return _labelmap(_combined(stacked, described), numbers, order, omit_empty=omit_empty)
     full = None if kind == "BINARY" else maximum
     # Below half a step a probability is stored as 0.
     least = 0.5 / maximum if stacked.dtype.kind == "f" else 0
@@ -174,8 +179,8 @@ def _require_stacked(stacked: Pixels, kind: SegmentationType, numbers: Sequence[
             raise LabelError(f"a {kind} segmentation holds no fractions: write a FRACTIONAL one, or apply a threshold")
 
 
-def _require_known(present: Sequence[frozenset[int]], numbers: Sequence[int]) -> None:
-    unknown = sorted(frozenset().union(*present) - {0, *numbers})
+def _require_known(present: Sequence[Collection[int]], numbers: Sequence[int]) -> None:
+    unknown = sorted(set().union(*present) - {0, *numbers})
     if unknown:
         raise LabelError(f"the labels hold values that no segment describes: {unknown[:10]}; describe them, or set them to 0")
 
