@@ -274,7 +274,7 @@ def _read_table(
         raise NotASegmentation(f"PerFrameFunctionalGroupsSequence has {len(frames)} items for {count} frames (NumberOfFrames)")
     table = frame_table(shared[0] if shared else FrameGroups(), frames or [FrameGroups()] * count)
     if value_of(header, "DimensionOrganizationType") == "TILED_FULL":
-        table = _tiled_full(table, header, kind, segments)
+        table = tiled_full(table, header, kind, segments)
     if kind != "LABELMAP":
         _require_described(table, segments)
     return table
@@ -290,7 +290,7 @@ def _require_described(table: FrameTable, segments: tuple[DescribedSegment, ...]
         raise NotASegmentation(f"ReferencedSegmentNumber of frame {unknown[0] + 1} {what}")
 
 
-def _tiled_full(
+def tiled_full(
     table: FrameTable, header: Dataset, kind: SegmentationType, segments: tuple[DescribedSegment, ...]
 ) -> FrameTable:
     """What TILED_FULL leaves out: tiles row by row, for each focal plane, for each segment (PS3.3 C.7.6.17.3)."""
