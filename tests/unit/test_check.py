@@ -100,6 +100,16 @@ def test_every_form_of_ours_keeps_the_rules(slices: Slices, form: str, bits: int
     assert check(dcmread(BytesIO(labelmap_of(slices, form, above=bits - 8)))) == ()
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", ["LABELMAP", "WIDE", "BINARY", "FRACTIONAL"])
+def test_every_codec_keeps_the_rules(slices: Slices, valid, codec: str, kind: str) -> None:
+    """What is encoded anew has nothing wrong, in every codec that has frames of its bits."""
+    bits = {"BINARY": 1, "WIDE": 16}.get(kind, 8)
+    if bits in CODECS[codec].bits:
+        data = labelmap_of(slices, "labelmap:native", above=1) if kind == "WIDE" else valid(kind)
+        assert check(dcmread(BytesIO(recode(data, CODECS[codec])))) == ()
+
+
 def test_a_poor_source_makes_no_poor_segmentation(slices: Slices) -> None:
     """Decimals that are too long for a DS, and a missing frame of reference, do not go over into the SEG."""
     poor = deepcopy(slices)
