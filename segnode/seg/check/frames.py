@@ -304,7 +304,7 @@ def _presence(dataset: Dataset, groups: Groups, *, tiled_full: bool) -> Iterator
 
 
 def _geometry(of_all: Callable[[str], bool], *, tiled: bool, tiled_full: bool) -> Iterator[Finding]:
-    clause, what = "PS3.3 A.51.5", "is needed for every frame, shared or not, where there is a frame of reference"
+    clause, what = "PS3.3 A.51.5.1", "is needed for every frame, shared or not, where there is a frame of reference"
     if not of_all(_MEASURES):
         yield error(_MEASURES, clause, what)
     if tiled_full or of_all(_SLIDE_POSITION):
@@ -370,7 +370,7 @@ def _pointer(dimension: Dataset, path: str, groups: Sequence[Dataset]) -> Iterat
 
 
 def _order(dimensions: Sequence[Dataset], groups: Groups) -> Iterator[Finding]:
-    """Index values name values: one for one, and no two frames have the same ones (PS3.3 C.7.6.17.1)."""
+    """Index values name values: one for one (PS3.3 C.7.6.17.1); and frames with the same ones have no order (C.7.6.17)."""
     pointers = [number(dimension, "DimensionIndexPointer") for dimension in dimensions]
     position = tag_for_keyword("ImagePositionPatient")
     column = pointers.index(position) if position in pointers else None
@@ -382,7 +382,7 @@ def _order(dimensions: Sequence[Dataset], groups: Groups) -> Iterator[Finding]:
         if len(values) != len(dimensions) or not values:
             continue
         if seen.setdefault(values, index) != index:
-            yield error(path, "PS3.3 C.7.6.17.1", "is that of an earlier frame; frames differ in one dimension at least")
+            yield warning(path, "PS3.3 C.7.6.17", "is that of an earlier frame, so that nothing tells which comes first")
         if column is not None and place:
             value = values[column]
             if by_value.setdefault(value, place) != place or by_place.setdefault(place, value) != value:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from pydicom import Dataset
 
-from segnode.seg.check.finding import Finding, error, items, number, numbers, text, value_of, warning
+from segnode.seg.check.finding import Finding, error, has, items, number, numbers, text, value_of, warning
 
 _FRAME: Final = "PerFrameFunctionalGroupsSequence[{}]."
 _PLACE: Final = "PlanePositionSlideSequence[0]."
@@ -54,7 +54,8 @@ def _origin(dataset: Dataset) -> Iterator[Finding]:
         if origin and len(numbers(origin[0], keyword)) != 1:
             path = f"TotalPixelMatrixOriginSequence[0].{keyword}"
             yield error(path, _MODULE, "is absent or no number; say where the first pixel lies on the slide")
-    if len(numbers(dataset, "ImageOrientationSlide")) != 6:
+    needed = text(dataset, "DimensionOrganizationType") == "TILED_FULL" or has(dataset, "ImageOrientationSlide")
+    if needed and len(numbers(dataset, "ImageOrientationSlide")) != 6:
         yield error("ImageOrientationSlide", _MODULE, "is absent or has not six cosines")
 
 
@@ -70,6 +71,8 @@ def _full(
     focal = number(dataset, "TotalPixelMatrixFocalPlanes")
     if focal is None or focal < 1:
         yield error("TotalPixelMatrixFocalPlanes", _MODULE, "is absent or not above 0; TILED_FULL needs it")
+    if has(dataset, "ConcatenationUID"):  # the tiles are those of all its instances
+        return
     a_segment = down * across * max(focal or 1, 1)
     times = 1 if text(dataset, "SegmentationType") == "LABELMAP" else len(described)
     frames = number(dataset, "NumberOfFrames")

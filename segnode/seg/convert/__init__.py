@@ -16,7 +16,7 @@ from segnode.dicom.uids import derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
 from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
-from segnode.seg.convert.groups import KeptGroups, Merging, merged_sources, read_kept_groups
+from segnode.seg.convert.groups import KeptGroups, Written, merge, merged_sources, read_kept_groups
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
 from segnode.seg.frame_items import FrameItem
@@ -413,12 +413,12 @@ def _frame_items(converting: _Source, codec: Codec, new: Sequence[_Standing]) ->
     tiled_full = _is_tiled_full(source)
     if tiled_full and not kept.are_there:
         return [], ()
-    merging = Merging(kept, [standing.frames for standing in new], encoding_of(codec.transfer_syntax_uid))
+    more, left_out = merge(kept, [standing.frames for standing in new], encoding_of(codec.transfer_syntax_uid))
     table = source.table
     shared = next(iter(source.header.get("SharedFunctionalGroupsSequence") or ()), Dataset())
     sources_are_shared = "DerivationImageSequence" in shared
 
-    def item(place: int, standing: _Standing) -> FrameItem:
+    def item(standing: _Standing, written: Written) -> FrameItem:
         first = int(converting.masks.planes.first_frame[standing.plane])
         position = tuple(map(float, table.positions[first]))
         row, column = map(int, table.tiles[first])
@@ -429,11 +429,11 @@ def _frame_items(converting: _Source, codec: Codec, new: Sequence[_Standing]) ->
             position=position if np.isfinite(position).all() else None,
             tile=(row, column) if row > 0 and column > 0 and not tiled_full else None,
             segment_number=standing.number,
-            content=merging.content(place),
-            groups=merging.groups(place),
+            content=written.content,
+            groups=written.groups,
         )
 
-    return [item(place, standing) for place, standing in enumerate(new)], merging.left_out
+    return list(map(item, new, more)), left_out
 
 
 def _require_one_dimension(masks: Masks) -> None:

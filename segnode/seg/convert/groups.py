@@ -1,8 +1,9 @@
 """Functional groups that a conversion does not make itself: they go over to the frames that stand for those they were of."""
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from types import MappingProxyType
 from typing import Final
@@ -52,6 +53,14 @@ class Kept:
     content: Mapping[int, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Written:
+    """Elements for a frame of the new object, in its encoding: functional groups, and what is in FrameContentSequence."""
+
+    groups: tuple[bytes, ...] = ()
+    content: tuple[bytes, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class KeptGroups:
     """What each frame says that goes over, none where no frame says anything, and how it is encoded.
@@ -62,7 +71,7 @@ class KeptGroups:
 
     frames: Sequence[Kept]
     encoding: Encoding
-    are_there: bool
+    are_there: bool = False
     own_geometry: frozenset[str] = frozenset()
 
 
@@ -70,7 +79,7 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     """The groups of a Part 10 file that go over. Raises NotDicom; CannotConvert for a geometry that only some frames have."""
     data, sequence = per_frame_sequence(data)
     if sequence is None:
-        return KeptGroups((), Encoding(), are_there=False)
+        return KeptGroups((), Encoding())
     frames = [_kept(data, start, end, sequence.encoding) for start, end in items(data, sequence)]
     own = frozenset(tag for tag in _GEOMETRY if len({kept.groups.get(tag) for kept in frames} - {None}) > 1)
     for tag in own:
@@ -82,7 +91,7 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     dropped = _GEOMETRY - own
     kept = [Kept({t: v for t, v in k.groups.items() if t not in dropped}, k.content) if k.groups else k for k in frames]
     is_any = any(each.groups or each.content for each in kept)
-    return KeptGroups(kept if is_any else (), sequence.encoding, are_there=True, own_geometry=frozenset(map(_name, own)))
+    return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), own_geometry=frozenset(map(_name, own)))
 
 
 def _kept(data: Buffer, start: int, end: int, encoding: Encoding) -> Kept:
@@ -113,82 +122,83 @@ def _content(data: Buffer, group: Element) -> Mapping[int, bytes]:
     return found or _NO_ELEMENTS
 
 
-class Merging:
-    """Groups of frames of the source put together for the frames that stand for them, in the encoding of the new object.
+def merge(
+    kept: KeptGroups, frames_of_each: Sequence[Sequence[int]], encoding: Encoding
+) -> tuple[list[Written], tuple[str, ...]]:
+    """What goes over to new frames, each of which stands for `frames_of_each` of the source, in the encoding of the new object.
 
-    `left_out` are the keywords of functional groups that no frame has, as those that one frame stands for differ in them.
+    Then the keywords of functional groups that are left out: frames that one stands for differ in them, and a group is of
+    every frame or of none (C.7.6.16). Raises CannotConvert for frames that differ in their geometry.
     """
+    if not kept.frames:
+        return [Written()] * len(frames_of_each), ()
+    merged = [_merged([kept.frames[frame] for frame in frames], kept.encoding) for frames in frames_of_each]
+    everywhere = frozenset.intersection(*(frozenset(each.groups) for each in merged))
+    somewhere = frozenset(tag for each in kept.frames for tag in each.groups)
 
-    def __init__(self, kept: KeptGroups, frames_of_each: Sequence[Sequence[int]], encoding: Encoding) -> None:
-        self._kept, self._encoding = kept, encoding
-        self._written: dict[bytes, bytes] = {}
-        merged = [self._merge(frames) for frames in frames_of_each] if kept.frames else []
-        everywhere = frozenset.intersection(*(frozenset(each.groups) for each in merged)) if merged else frozenset()
-        somewhere = frozenset(tag for each in kept.frames for tag in each.groups)
-        # A functional group is of every frame, or of none (C.7.6.16).
-        self.left_out = tuple(_name(tag) for tag in sorted(somewhere - everywhere))
-        self._merged = [Kept({t: v for t, v in each.groups.items() if t in everywhere}, each.content) for each in merged]
+    @cache
+    def written(element: bytes) -> bytes:
+        return _written(element, kept.encoding, encoding)
 
-    def groups(self, place: int) -> tuple[bytes, ...]:
-        """The functional groups of a new frame, as elements."""
-        return self._of(place, lambda kept: kept.groups)
-
-    def content(self, place: int) -> tuple[bytes, ...]:
-        """What goes into the FrameContentSequence of a new frame, as elements."""
-        return self._of(place, lambda kept: kept.content)
-
-    def _of(self, place: int, part: Callable[[Kept], Mapping[int, bytes]]) -> tuple[bytes, ...]:
-        return tuple(map(self._write, part(self._merged[place]).values())) if self._merged else ()
-
-    def _merge(self, frames: Sequence[int]) -> Kept:
-        first, *others = [self._kept.frames[frame] for frame in frames] or [_NONE]
-        if not others:
-            return first
-        for tag in _GEOMETRY & frozenset(first.groups):
-            for other in others:
-                self._require_close(tag, first.groups[tag], other.groups[tag])
-        return Kept(
-            {t: v for t, v in first.groups.items() if t in _GEOMETRY or all(o.groups.get(t) == v for o in others)},
-            {t: v for t, v in first.content.items() if all(o.content.get(t) == v for o in others)},
+    new = [
+        Written(
+            tuple(written(element) for tag, element in each.groups.items() if tag in everywhere),
+            tuple(map(written, each.content.values())),
         )
+        for each in merged
+    ]
+    return new, tuple(_name(tag) for tag in sorted(somewhere - everywhere))
 
-    def _require_close(self, tag: int, one: bytes, other: bytes) -> None:
-        if one == other:
-            return
-        ours, theirs = self._numbers(one), self._numbers(other)
-        for keyword, numbers in ours.items():
-            if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, _TOLERANCE):
-                raise CannotConvert(
-                    f"frames of segments in one place differ in {keyword} ({_name(tag)}): one frame cannot stand for both;"
-                    " make a BINARY or FRACTIONAL of it, whose frames are of one segment"
-                )
 
-    def _numbers(self, element: bytes) -> Mapping[str, tuple[float, ...]]:
-        """What a group of the geometry says."""
-        encoding = self._kept.encoding
-        item = struct.pack("<HHI" if encoding.little_endian else ">HHI", ITEM >> 16, ITEM & 0xFFFF, len(element)) + element
-        (groups,) = read_frame_groups(item, Element(0, 0, 0, len(item), len(item), encoding))
-        measures = groups.measures or Measures(None, None, None)
-        lengths = {"SliceThickness": measures.slice_thickness, "SpacingBetweenSlices": measures.spacing_between_slices}
-        return {
-            "PixelSpacing": measures.spacing or (),
-            "ImageOrientationPatient": groups.orientation or (),
-            **{keyword: () if length is None else (length,) for keyword, length in lengths.items()},
-        }
+def _merged(frames: Sequence[Kept], encoding: Encoding) -> Kept:
+    """What frames agree in, with the geometry of the first, which is that of all."""
+    first, *others = frames
+    if not others:
+        return first
+    for tag in _GEOMETRY & frozenset(first.groups):
+        for other in others:
+            _require_close(tag, first.groups[tag], other.groups[tag], encoding)
+    return Kept(
+        {t: v for t, v in first.groups.items() if t in _GEOMETRY or all(o.groups.get(t) == v for o in others)},
+        {t: v for t, v in first.content.items() if all(o.content.get(t) == v for o in others)},
+    )
 
-    def _write(self, element: bytes) -> bytes:
-        """An element in the encoding of the new object."""
-        mine, theirs = self._kept.encoding, self._encoding
-        if (mine.implicit_vr, mine.little_endian) == (theirs.implicit_vr, theirs.little_endian):
-            return element
-        if element not in self._written:
-            dataset = read_dataset(BytesIO(element), mine.implicit_vr, mine.little_endian)
-            dataset.decode()
-            file = DicomBytesIO()
-            file.is_little_endian, file.is_implicit_VR = True, theirs.implicit_vr
-            write_dataset(file, dataset)
-            self._written[element] = file.getvalue()
-        return self._written[element]
+
+def _require_close(tag: int, one: bytes, other: bytes, encoding: Encoding) -> None:
+    if one == other:
+        return
+    ours, theirs = _numbers(one, encoding), _numbers(other, encoding)
+    for keyword, numbers in ours.items():
+        if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, _TOLERANCE):
+            raise CannotConvert(
+                f"frames of segments in one place differ in {keyword} ({_name(tag)}): one frame cannot stand for both;"
+                " make a BINARY or FRACTIONAL of it, whose frames are of one segment"
+            )
+
+
+def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ...]]:
+    """What a group of the geometry says."""
+    item = struct.pack("<HHI" if encoding.little_endian else ">HHI", ITEM >> 16, ITEM & 0xFFFF, len(element)) + element
+    (groups,) = read_frame_groups(item, Element(0, 0, 0, len(item), len(item), encoding))
+    measures = groups.measures or Measures(None, None, None)
+    lengths = {"SliceThickness": measures.slice_thickness, "SpacingBetweenSlices": measures.spacing_between_slices}
+    return {
+        "PixelSpacing": measures.spacing or (),
+        "ImageOrientationPatient": groups.orientation or (),
+        **{keyword: () if length is None else (length,) for keyword, length in lengths.items()},
+    }
+
+
+def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
+    """An element in another encoding, little endian."""
+    if (encoding.implicit_vr, encoding.little_endian) == (wanted.implicit_vr, wanted.little_endian):
+        return element
+    dataset = read_dataset(BytesIO(element), encoding.implicit_vr, encoding.little_endian)
+    dataset.decode()
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, wanted.implicit_vr
+    write_dataset(file, dataset)
+    return file.getvalue()
 
 
 def merged_sources(found: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
