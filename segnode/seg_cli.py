@@ -292,9 +292,9 @@ def _echo_conversions(done: Sequence[_Done]) -> None:
 
 
 def _echo_changes(file: _Done) -> None:
+    for keyword in sorted({keyword for output in file.outputs for keyword in output["left_out"]}):
+        click.echo(f"    left out {keyword}: frames in one place differ in it")
     for output in file.outputs[:1]:
-        for keyword in output["left_out"]:
-            click.echo(f"    left out {keyword}: frames in one place differ in it")
         if output["parts"] > 1:
             fewest = output["parts"] == output["lower_bound"]
             what = "the fewest that can be" if fewest else f"at least {output['lower_bound']} are needed"

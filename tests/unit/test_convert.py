@@ -361,6 +361,14 @@ def test_spacings_that_only_some_frames_have_are_refused() -> None:
         convert(without_shared_measures(of_two_segments(change)), target("LABELMAP"), NOW)
 
 
+def test_spacings_of_frames_come_before_one_that_is_shared() -> None:
+    """Where both are there, which is not allowed, it is the frame's that readers go by."""
+    data = of_two_segments(measure(lambda _: ["0.25", "0.5"]))
+    for kind in ("LABELMAP", "FRACTIONAL"):
+        made = read_segmentation(one(data, target(kind)).part10)
+        assert made.table.spacings == read_segmentation(data).table.spacings == ((0.25, 0.5),)
+
+
 def test_orientation_and_spacing_that_each_frame_repeats_are_shared() -> None:
     """What is the same in all frames is said once."""
     dataset = header(of_two_segments())

@@ -352,7 +352,7 @@ def _dimensions(converting: _Source, planes: Sequence[int], part: Part) -> Dimen
     """What tells the planes apart. Raises CannotConvert when nothing does."""
     masks, source, own = converting.masks, converting.segmentation, converting.kept.own_geometry
     tiled_full = _is_tiled_full(source)
-    shared = shared_groups(source, own, keep_places=tiled_full)
+    shared = shared_groups(source, converting.kept, keep_places=tiled_full)
     if _is_tiled(source):
         slide = "PlanePositionSlideSequence"
         pointers = (("RowPositionInTotalImagePixelMatrix", slide), ("ColumnPositionInTotalImagePixelMatrix", slide))

@@ -65,13 +65,14 @@ class Written:
 class KeptGroups:
     """What each frame says that goes over, none where no frame says anything, and how it is encoded.
 
-    `are_there` is whether the source has per-frame groups at all; `own_geometry` which of orientation and spacing differ
-    from frame to frame.
+    `are_there` is whether the source has per-frame groups at all; `geometry` which of orientation and spacing are in them, and
+    `own_geometry` which of these differ from frame to frame.
     """
 
     frames: Sequence[Kept]
     encoding: Encoding
     are_there: bool = False
+    geometry: frozenset[str] = frozenset()
     own_geometry: frozenset[str] = frozenset()
 
 
@@ -81,7 +82,9 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     if sequence is None:
         return KeptGroups((), Encoding())
     frames = [_kept(data, start, end, sequence.encoding) for start, end in items(data, sequence)]
-    own = frozenset(tag for tag in _GEOMETRY if len({kept.groups.get(tag) for kept in frames} - {None}) > 1)
+    said = {tag: {kept.groups[tag] for kept in frames if tag in kept.groups} for tag in _GEOMETRY}
+    geometry = frozenset(_name(tag) for tag, different in said.items() if different)
+    own = frozenset(tag for tag, different in said.items() if len(different) > 1)
     for tag in own:
         if any(tag not in kept.groups for kept in frames):
             raise CannotConvert(
@@ -91,7 +94,7 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     dropped = _GEOMETRY - own
     kept = [Kept({t: v for t, v in k.groups.items() if t not in dropped}, k.content) if k.groups else k for k in frames]
     is_any = any(each.groups or each.content for each in kept)
-    return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), own_geometry=frozenset(map(_name, own)))
+    return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), geometry, frozenset(map(_name, own)))
 
 
 def _kept(data: Buffer, start: int, end: int, encoding: Encoding) -> Kept:

@@ -14,7 +14,7 @@ from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import CannotConvert
 from segnode.seg.colour import recommended_cielab
-from segnode.seg.convert.groups import GEOMETRY
+from segnode.seg.convert.groups import GEOMETRY, KeptGroups
 from segnode.seg.frame_items import decimals
 from segnode.seg.header_items import (
     code_item,
@@ -235,22 +235,19 @@ def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None
         header.PositionReferenceIndicator = None
 
 
-def shared_groups(source: Segmentation, own_geometry: Collection[str], *, keep_places: bool) -> Dataset:
-    """What all frames share, with orientation and spacing where each frame says the same; `own_geometry` says which do not.
-
-    Raises CannotConvert.
-    """
+def shared_groups(source: Segmentation, kept: KeptGroups, *, keep_places: bool) -> Dataset:
+    """What all frames share, with orientation and spacing where each frame says the same. Raises CannotConvert."""
     shared = deepcopy(next(iter(source.header.get("SharedFunctionalGroupsSequence") or ()), Dataset()))
-    of_frames = ["SegmentIdentificationSequence", "FrameContentSequence"]
+    of_frames = ["SegmentIdentificationSequence", "FrameContentSequence", *kept.geometry]
     if not keep_places:
-        of_frames += ["PlanePositionSequence", "PlanePositionSlideSequence", *own_geometry]
+        of_frames += ["PlanePositionSequence", "PlanePositionSlideSequence"]
     for keyword in of_frames:
         if keyword in shared:
             del shared[keyword]
     table = source.table
     if len(table.orientations) > 1:
         raise CannotConvert("ImageOrientationPatient differs from frame to frame: a segmentation has one for all its frames")
-    missing = {"PlaneOrientationSequence", "PixelMeasuresSequence"} - {*own_geometry} - {e.keyword for e in shared}
+    missing = {keyword for keyword in GEOMETRY if keyword not in shared} - kept.own_geometry
     if "PlaneOrientationSequence" in missing and table.orientations and not source.is_tiled:
         item = Dataset()
         item.ImageOrientationPatient = decimals(table.orientations[0]).split("\\")
