@@ -433,6 +433,18 @@ def test_what_frames_of_one_place_do_not_agree_in_is_left_out_and_told() -> None
     assert one(data, target("FRACTIONAL")).left_out == ()
 
 
+def test_values_that_cannot_be_read_are_refused() -> None:
+    """Four bytes that are said to be a number of eight cannot be written in another encoding."""
+
+    def change(_: int, groups: Dataset) -> None:
+        groups.FrameAnatomySequence = [Dataset()]
+        groups.FrameAnatomySequence[0].SliceThickness = "7.89"
+
+    data = of_two_segments(change).replace(b"DS\x04\x007.89", b"FD\x04\x007.89")
+    with pytest.raises(CannotConvert, match="FrameAnatomySequence of a frame holds values that are not of their VR"):
+        convert(data, target("LABELMAP", "implicit"), NOW)
+
+
 def test_full_tiles_keep_what_their_frames_say(sample: Sample) -> None:
     """TILED_FULL with functional groups of frames, which say nothing of their place."""
     dataset = header(sample("highdicom/seg_image_sm_dots_tiled_full.dcm").read_bytes())

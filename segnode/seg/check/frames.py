@@ -393,9 +393,10 @@ def _order(dimensions: Sequence[Dataset], groups: Groups) -> Iterator[Finding]:
 def _places(dataset: Dataset, groups: Groups) -> Iterator[Finding]:
     """Frames of a LABELMAP in one place would overlap."""
     seen: dict[Any, int] = {}
+    in_patient = groups.of_frames(_POSITION)
     for index, (place, others) in enumerate(zip(groups.places(), indices_beside_place(dataset, groups), strict=True)):
         if place and seen.setdefault((place, others), index) != index:
-            group = _POSITION if groups.of_frames(_POSITION)[index] else _SLIDE_POSITION
+            group = _POSITION if in_patient[index] else _SLIDE_POSITION
             what = "lies in the place of an earlier frame, so that its segments overlap: merge the two"
             yield error(f"{PER_FRAME}[{index}].{group}", "PS3.3 C.8.20.2.3", what)
 

@@ -131,7 +131,8 @@ def merge(
     """What goes over to new frames, each of which stands for `frames_of_each` of the source, in the encoding of the new object.
 
     Then the keywords of functional groups that are left out: frames that one stands for differ in them, and a group is of
-    every frame or of none (C.7.6.16). Raises CannotConvert for frames that differ in their geometry.
+    every frame or of none (C.7.6.16). Raises CannotConvert for frames that differ in their geometry, and for values that cannot
+    be read.
     """
     if not kept.frames:
         return [Written()] * len(frames_of_each), ()
@@ -193,14 +194,19 @@ def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ..
 
 
 def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
-    """An element in another encoding, little endian."""
+    """An element in another encoding, little endian. Raises CannotConvert."""
     if (encoding.implicit_vr, encoding.little_endian) == (wanted.implicit_vr, wanted.little_endian):
         return element
-    dataset = read_dataset(BytesIO(element), encoding.implicit_vr, encoding.little_endian)
-    dataset.decode()
     file = DicomBytesIO()
     file.is_little_endian, file.is_implicit_VR = True, wanted.implicit_vr
-    write_dataset(file, dataset)
+    try:
+        dataset = read_dataset(BytesIO(element), encoding.implicit_vr, encoding.little_endian)
+        dataset.decode()
+        write_dataset(file, dataset)
+    except Exception as error:
+        group, number = struct.unpack_from("<HH" if encoding.little_endian else ">HH", element)
+        what = f"{_name(group << 16 | number)} of a frame holds values that are not of their VR"
+        raise CannotConvert(f"{what} ({type(error).__name__}): they cannot be written in another transfer syntax") from error
     return file.getvalue()
 
 
