@@ -337,17 +337,18 @@ def test_spacings_that_differ_from_slice_to_slice_go_over(kind: str, codec: str)
         assert errors(part10) == []
 
 
-def test_spacings_that_differ_in_one_place_are_refused_for_a_labelmap() -> None:
-    """One frame cannot stand for pixels of two sizes; frames of one segment each can."""
+@pytest.mark.parametrize("unit", [1, 0.0005])
+def test_spacings_that_differ_in_one_place_are_refused_for_a_labelmap(unit: float) -> None:
+    """One frame cannot stand for pixels of two sizes, however small; frames of one segment each can."""
 
     def spacing(groups: Dataset) -> list[str]:
-        return ["0.5", f"{groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber}"]
+        return ["0.5", f"{groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber * unit}"]
 
     data = without_shared_measures(of_two_segments(measure(spacing)))
     with pytest.raises(CannotConvert, match=r"differ in PixelSpacing \(PixelMeasuresSequence\).*BINARY or FRACTIONAL"):
         convert(data, target("LABELMAP"), NOW)
     frames = header(one(data, target("FRACTIONAL")).part10).PerFrameFunctionalGroupsSequence
-    assert [groups.PixelMeasuresSequence[0].PixelSpacing[1] for groups in frames] == [1] * 4 + [2] * 4
+    assert [groups.PixelMeasuresSequence[0].PixelSpacing[1] for groups in frames] == [unit] * 4 + [2 * unit] * 4
 
 
 def test_spacings_that_only_some_frames_have_are_refused() -> None:

@@ -38,7 +38,7 @@ _INDEX_VALUES: Final = struct.pack("<HH2s", 0x0020, 0x9157, b"UL")
 _OF_DIMENSIONS: Final = frozenset(int(Tag(k)) for k in ("DimensionIndexValues", "StackID", "InStackPositionNumber"))
 GEOMETRY: Final = ("PixelMeasuresSequence", "PlaneOrientationSequence")
 _GEOMETRY: Final = frozenset(int(Tag(keyword)) for keyword in GEOMETRY)
-_TOLERANCE: Final = 1e-3  # of the number; of cosines, which may be 0, of 1
+_TOLERANCE: Final = 1e-3  # of a length; of 1 where it is a cosine
 _NO_ELEMENTS: Final[Mapping[int, bytes]] = MappingProxyType({})
 
 
@@ -173,7 +173,8 @@ def _require_close(tag: int, one: bytes, other: bytes, encoding: Encoding) -> No
         return
     ours, theirs = _numbers(one, encoding), _numbers(other, encoding)
     for keyword, numbers in ours.items():
-        if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, _TOLERANCE):
+        absolute = _TOLERANCE if keyword == "ImageOrientationPatient" else 0
+        if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, absolute):
             raise CannotConvert(
                 f"frames of segments in one place differ in {keyword} ({_name(tag)}): one frame cannot stand for both;"
                 " make a BINARY or FRACTIONAL of it, whose frames are of one segment"
