@@ -268,6 +268,7 @@ def _output(path: Path, converted: "Converted", target: "Target") -> dict[str, A
         "parts": converted.parts,
         "lower_bound": converted.lower_bound,
         "overlaps": [dataclasses.asdict(overlap) for overlap in converted.overlaps],
+        "left_out": converted.left_out,
     }
 
 
@@ -291,6 +292,8 @@ def _echo_conversions(done: Sequence[_Done]) -> None:
 
 
 def _echo_changes(file: _Done) -> None:
+    for keyword in sorted({keyword for output in file.outputs for keyword in output["left_out"]}):
+        click.echo(f"    left out {keyword}: frames in one place differ in it")
     for output in file.outputs[:1]:
         if output["parts"] > 1:
             fewest = output["parts"] == output["lower_bound"]

@@ -37,11 +37,15 @@ _NOWHERE: Final = (math.nan, math.nan, math.nan)
 
 
 class SourceImage(NamedTuple):
-    """An image, or frames of one, that a frame was derived from; no frame numbers mean all of it."""
+    """An image, or frames of one, that a frame was derived from; no frame numbers mean all of it.
+
+    `spatial_locations_preserved` is YES where its pixels lie in the places of the frame's, and empty where that is not said.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     frame_numbers: tuple[int, ...]
+    spatial_locations_preserved: str = ""
 
 
 class Measures(NamedTuple):
@@ -269,6 +273,7 @@ _SOURCES: Final = _tag("SourceImageSequence")
 _CLASS: Final = _tag("ReferencedSOPClassUID")
 _INSTANCE: Final = _tag("ReferencedSOPInstanceUID")
 _FRAMES: Final = _tag("ReferencedFrameNumber")
+_PRESERVED: Final = _tag("SpatialLocationsPreserved")
 
 _Items = Sequence[_Item]
 
@@ -310,6 +315,7 @@ def _read_sources(group: _Items) -> tuple[SourceImage, ...]:
             source.text(_CLASS),
             source.text(_INSTANCE),
             tuple(int(number) for number in source.numbers(_FRAMES) or () if math.isfinite(number)),
+            source.text(_PRESERVED),
         )
         for item in group
         for source in item.items(_SOURCES)

@@ -22,7 +22,8 @@ class FrameItem:
 
     `position` is LPS mm of the centre of the first pixel, or X, Y, Z offset in the slide's coordinate system together with
     `tile`, the row and column (from 1) of the first pixel in the total pixel matrix. `label` tells frames apart that have
-    no place.
+    no place. `content` are further elements of FrameContentSequence and `groups` further functional groups, in the encoding
+    that they are written in.
     """
 
     sources: tuple[SourceImage, ...] = ()
@@ -30,8 +31,9 @@ class FrameItem:
     position: tuple[float, ...] | None = None
     tile: tuple[int, int] | None = None
     segment_number: int | None = None
-    spatial_locations_preserved: bool = True
     label: str = ""
+    content: tuple[bytes, ...] = ()
+    groups: tuple[bytes, ...] = ()
 
 
 def frame_items(items: Iterable[FrameItem], encoding: Encoding) -> bytes:
@@ -100,10 +102,10 @@ class ElementWriter:
             return rest + self.text("URNCodeValue", b"UR", code.value)
         return rest + self.text("LongCodeValue", b"UC", code.value)
 
-    def _derivation(self, sources: Sequence[SourceImage], preserved: str) -> bytes:
+    def _derivation(self, sources: Sequence[SourceImage]) -> bytes:
         return self.sequence(
             "DerivationImageSequence",
-            self.sequence("SourceImageSequence", *(self._source(source, preserved) for source in sources))
+            self.sequence("SourceImageSequence", *map(self._source, sources))
             + self.sequence("DerivationCodeSequence", self.code(SEGMENTATION)),
         )
 
@@ -114,13 +116,13 @@ class ElementWriter:
         referenced = self.element("ReferencedSegmentNumber", b"US", struct.pack("<H", number))
         return self.sequence("SegmentIdentificationSequence", referenced)
 
-    def _source(self, source: SourceImage, preserved: str) -> bytes:
-        numbers = "\\".join(map(str, source.frame_numbers))
+    def _source(self, source: SourceImage) -> bytes:
+        numbers, preserved = "\\".join(map(str, source.frame_numbers)), source.spatial_locations_preserved
         return (
             self.text("ReferencedSOPClassUID", b"UI", source.sop_class_uid)
             + self.text("ReferencedSOPInstanceUID", b"UI", source.sop_instance_uid)
             + (self.text("ReferencedFrameNumber", b"IS", numbers) if numbers else b"")
-            + self.text("SpatialLocationsPreserved", b"CS", preserved)
+            + (self.text("SpatialLocationsPreserved", b"CS", preserved) if preserved else b"")
             + self.sequence("PurposeOfReferenceCodeSequence", self.code(SOURCE_IMAGE))
         )
 
@@ -128,15 +130,12 @@ class ElementWriter:
 def _frame(write: ElementWriter, item: FrameItem) -> bytes:
     parts = []
     if item.sources:
-        parts.append(write.derivation(item.sources, "YES" if item.spatial_locations_preserved else "NO"))
+        parts.append(write.derivation(item.sources))
     indices = item.dimension_index_values
-    parts.append(
-        write.sequence(
-            "FrameContentSequence",
-            (write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices)) if indices else b"")
-            + (write.text("FrameLabel", b"LO", item.label) if item.label else b""),
-        )
-    )
+    content = [write.element("DimensionIndexValues", b"UL", struct.pack(f"<{len(indices)}I", *indices))] if indices else []
+    if item.label:
+        content.append(write.text("FrameLabel", b"LO", item.label))
+    parts.append(write.sequence("FrameContentSequence", b"".join(_in_order(content, item.content))))
     if item.position is not None and item.tile is None:
         parts.append(write.position(item.position))
     if item.tile is not None:
@@ -144,7 +143,12 @@ def _frame(write: ElementWriter, item: FrameItem) -> bytes:
     if item.segment_number is not None:
         parts.append(write.segment(item.segment_number))
     # Ascending tags, as PS3.5 7.1 wants them: 0008, 0020 9111, 0020 9113, 0048 or 0062.
-    return b"".join(parts)
+    return b"".join(_in_order(parts, item.groups))
+
+
+def _in_order(elements: Sequence[bytes], more: Sequence[bytes]) -> Sequence[bytes]:
+    """Elements, which are in the order of their tags, with more of them."""
+    return sorted((*elements, *more), key=lambda element: struct.unpack_from("<HH", element)) if more else elements
 
 
 def _slide_position(write: ElementWriter, tile: tuple[int, int], offsets: tuple[float, ...] | None) -> bytes:

@@ -59,7 +59,7 @@ def planes_of(segmentation: Segmentation) -> Planes:
         axes = _axes(table.orientations[0]) if table.orientations else np.eye(3)[::-1]
         return _planes_by_position(table.positions @ axes.T, _same_place(table))
     if all(table.sources):
-        return _planes_by_key([sources[0] for sources in table.sources], in_order=False)
+        return _planes_by_key([sources[0][:3] for sources in table.sources], in_order=False)
     return _planes_by_key(_indices_without_segment(segmentation), in_order=True)
 
 

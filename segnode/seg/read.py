@@ -97,11 +97,8 @@ def _read_pixels(
 
 def read_per_frame_groups(data: Buffer, encoding: Encoding) -> bytes:
     """The value of PerFrameFunctionalGroupsSequence of a Part 10 file, written in an encoding; empty where it is absent."""
-    syntax, start = _read_meta(data)
-    written = encoding_of(syntax)
-    if written.deflated:
-        data, start = _inflated(data[start:]), 0
-    found = next((e for e in elements(data, start, len(data), written) if e.tag == _PER_FRAME), None)
+    written = encoding_of(_read_meta(data)[0])
+    data, found = per_frame_sequence(data)
     if found is None:
         return b""
     if (written.implicit_vr, written.little_endian) == (encoding.implicit_vr, encoding.little_endian):
@@ -114,6 +111,15 @@ def read_per_frame_groups(data: Buffer, encoding: Encoding) -> bytes:
     groups[_PER_FRAME].is_undefined_length = False
     write_dataset(file, groups)
     return file.getvalue()[8 if encoding.implicit_vr else 12 :]
+
+
+def per_frame_sequence(data: Buffer) -> tuple[Buffer, Element | None]:
+    """Where PerFrameFunctionalGroupsSequence of a Part 10 file lies, and in which bytes: the file's, or those inflated."""
+    syntax, start = _read_meta(data)
+    encoding = encoding_of(syntax)
+    if encoding.deflated:
+        data, start = _inflated(data[start:]), 0
+    return data, next((e for e in elements(data, start, len(data), encoding) if e.tag == _PER_FRAME), None)
 
 
 def _read_meta(data: Buffer) -> tuple[str, int]:
@@ -274,7 +280,7 @@ def _read_table(
         raise NotASegmentation(f"PerFrameFunctionalGroupsSequence has {len(frames)} items for {count} frames (NumberOfFrames)")
     table = frame_table(shared[0] if shared else FrameGroups(), frames or [FrameGroups()] * count)
     if value_of(header, "DimensionOrganizationType") == "TILED_FULL":
-        table = _tiled_full(table, header, kind, segments)
+        table = tiled_full(table, header, kind, segments)
     if kind != "LABELMAP":
         _require_described(table, segments)
     return table
@@ -290,7 +296,7 @@ def _require_described(table: FrameTable, segments: tuple[DescribedSegment, ...]
         raise NotASegmentation(f"ReferencedSegmentNumber of frame {unknown[0] + 1} {what}")
 
 
-def _tiled_full(
+def tiled_full(
     table: FrameTable, header: Dataset, kind: SegmentationType, segments: tuple[DescribedSegment, ...]
 ) -> FrameTable:
     """What TILED_FULL leaves out: tiles row by row, for each focal plane, for each segment (PS3.3 C.7.6.17.3)."""

@@ -19,6 +19,10 @@ from segnode.seg.codecs import CODECS
 from segnode.seg.convert import Converted, Target, convert
 from segnode.seg.diff import diff
 from segnode.seg.read import read_segmentation
+from segnode.seg.write import StoredAs, write_segmentation
+from segnode.seg.write.placement import on_grid, on_images
+
+from .test_construct import IDENTITY, assert_ascending, manual, series
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TYPES = ("LABELMAP", "BINARY", "FRACTIONAL")
@@ -224,3 +228,258 @@ def test_converting_loads_nothing_that_it_does_not_need() -> None:
     program = "import sys, segnode.cli, segnode.seg.convert, segnode.seg_files; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split())
     assert not loaded & {"pynetdicom", "sqlalchemy", "scipy", "dbos", "highdicom", "nibabel", "nrrd"}
+
+
+def of_two_segments(change: Callable[[int, Dataset], object] | None = None) -> bytes:
+    """A BINARY of two segments, beside each other on each of four slices; `change` is given each frame's groups."""
+    labels = np.zeros((4, 9, 11), np.uint8)
+    labels[:, 1:4, 2:5], labels[:, 5:8, 6:9] = 1, 2
+    segments = [manual(1), manual(2, "bone")]
+    dataset = header(write_segmentation(labels, on_images(series()), segments, StoredAs("BINARY"), IDENTITY))
+    for index, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence if change else ()):
+        change(index, groups)
+    return saved(dataset)
+
+
+def saved(dataset: Dataset) -> bytes:
+    """The bytes of a data set."""
+    file = BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def height(groups: Dataset) -> float:
+    """Which of the slices a frame lies on."""
+    return float(groups.PlanePositionSequence[0].ImagePositionPatient[2])
+
+
+def preserved(part10: bytes) -> list[str | None]:
+    """What each frame says of the spatial locations of its source images."""
+    return [
+        source.get("SpatialLocationsPreserved")
+        for groups in header(part10).PerFrameFunctionalGroupsSequence
+        for source in groups.DerivationImageSequence[0].SourceImageSequence
+    ]
+
+
+def say_preserved(*values: str | None) -> Callable[[int, Dataset], None]:
+    """Have the frames of each segment say so of their source images."""
+
+    def change(index: int, groups: Dataset) -> None:
+        said = values[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1]
+        for source in groups.DerivationImageSequence[0].SourceImageSequence:
+            source.SpatialLocationsPreserved = said
+            if said is None:
+                del source.SpatialLocationsPreserved
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+@pytest.mark.parametrize("said", ["YES", "NO", None])
+def test_whether_spatial_locations_are_preserved_goes_over(kind: str, said: str | None) -> None:
+    """Neither NO nor nothing becomes YES."""
+    data = of_two_segments(say_preserved(said, said))
+    assert set(preserved(one(data, target(kind, "rle")).part10)) == {said}
+
+
+@pytest.mark.parametrize(("said", "expected"), [(("YES", "NO"), "NO"), (("YES", None), None), ((None, "NO"), "NO")])
+def test_frames_that_contradict_each_other_promise_nothing(said: tuple, expected: str | None) -> None:
+    """Where one frame stands for two, locations are preserved if both say so."""
+    data = of_two_segments(say_preserved(*said))
+    assert preserved(one(data, target("LABELMAP")).part10) == [expected] * 4
+    assert preserved(one(data, target("FRACTIONAL")).part10) == [said[0]] * 4 + [said[1]] * 4
+
+
+def test_sources_that_all_frames_share_stay_shared() -> None:
+    """On a grid of its own all frames are of all images: said once, with locations that are not preserved."""
+    affine = np.diag([2.0, 1.5, 1.5, 1.0])[[2, 1, 0, 3]]
+    labels = np.ones((5, 6, 7), np.uint8)
+    data = write_segmentation(labels, on_grid(series(), affine, 5), [manual(1)], StoredAs("BINARY"), IDENTITY)
+    made = header(one(data, target("LABELMAP")).part10)
+    (shared,) = made.SharedFunctionalGroupsSequence[0].DerivationImageSequence
+    assert [source.SpatialLocationsPreserved for source in shared.SourceImageSequence] == ["NO"] * 4
+    assert not any("DerivationImageSequence" in groups for groups in made.PerFrameFunctionalGroupsSequence)
+    assert errors(saved(made)) == []
+
+
+def measure(spacing: Callable[[Dataset], list]) -> Callable[[int, Dataset], None]:
+    """Give each frame pixel measures of its own."""
+
+    def change(index: int, groups: Dataset) -> None:
+        item = Dataset()
+        item.SliceThickness, item.PixelSpacing = f"{1 + height(groups)}", spacing(groups)
+        groups.PixelMeasuresSequence = [item]
+
+    return change
+
+
+def without_shared_measures(data: bytes) -> bytes:
+    """Leave pixel measures to the frames."""
+    dataset = header(data)
+    del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    return saved(dataset)
+
+
+@pytest.mark.parametrize("codec", ["rle", "implicit", "deflate"])
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+def test_spacings_that_differ_from_slice_to_slice_go_over(kind: str, codec: str) -> None:
+    """Each frame keeps its own, and none is shared; back again they are the same."""
+    change = measure(lambda groups: ["0.5", f"{0.5 + height(groups):g}"])
+    data = without_shared_measures(of_two_segments(change))
+    there = one(data, target(kind, codec)).part10
+    for part10 in (there, one(there, target("BINARY", threshold=0.5)).part10):
+        made = header(part10)
+        assert "PixelMeasuresSequence" not in made.SharedFunctionalGroupsSequence[0]
+        for groups in made.PerFrameFunctionalGroupsSequence:
+            (item,) = groups.PixelMeasuresSequence
+            assert (item.PixelSpacing, item.SliceThickness) == ([0.5, 0.5 + height(groups)], 1 + height(groups))
+        assert errors(part10) == []
+
+
+@pytest.mark.parametrize("unit", [1, 0.0005])
+def test_spacings_that_differ_in_one_place_are_refused_for_a_labelmap(unit: float) -> None:
+    """One frame cannot stand for pixels of two sizes, however small; frames of one segment each can."""
+
+    def spacing(groups: Dataset) -> list[str]:
+        return ["0.5", f"{groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber * unit}"]
+
+    data = without_shared_measures(of_two_segments(measure(spacing)))
+    with pytest.raises(CannotConvert, match=r"differ in PixelSpacing \(PixelMeasuresSequence\).*BINARY or FRACTIONAL"):
+        convert(data, target("LABELMAP"), NOW)
+    frames = header(one(data, target("FRACTIONAL")).part10).PerFrameFunctionalGroupsSequence
+    assert [groups.PixelMeasuresSequence[0].PixelSpacing[1] for groups in frames] == [unit] * 4 + [2 * unit] * 4
+
+
+def test_spacings_that_only_some_frames_have_are_refused() -> None:
+    """What differs, and is not said of every frame, is no geometry."""
+
+    def change(index: int, groups: Dataset) -> None:
+        if index:
+            measure(lambda groups: ["0.5", f"{0.5 + height(groups)}"])(index, groups)
+
+    with pytest.raises(CannotConvert, match="PixelMeasuresSequence differs from frame to frame, and some frames have none"):
+        convert(without_shared_measures(of_two_segments(change)), target("LABELMAP"), NOW)
+
+
+def test_spacings_of_frames_come_before_one_that_is_shared() -> None:
+    """Where both are there, which is not allowed, it is the frame's that readers go by."""
+    data = of_two_segments(measure(lambda _: ["0.25", "0.5"]))
+    for kind in ("LABELMAP", "FRACTIONAL"):
+        made = read_segmentation(one(data, target(kind)).part10)
+        assert made.table.spacings == read_segmentation(data).table.spacings == ((0.25, 0.5),)
+
+
+def test_orientation_and_spacing_that_each_frame_repeats_are_shared() -> None:
+    """What is the same in all frames is said once."""
+    dataset = header(of_two_segments())
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        groups.PixelMeasuresSequence, groups.PlaneOrientationSequence = (
+            shared.PixelMeasuresSequence,
+            shared.PlaneOrientationSequence,
+        )
+    spacing = shared.PixelMeasuresSequence[0].PixelSpacing
+    del shared.PixelMeasuresSequence, shared.PlaneOrientationSequence
+    made = header(one(saved(dataset), target("LABELMAP")).part10)
+    shared = made.SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == spacing
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+    assert not any("PixelMeasuresSequence" in groups for groups in made.PerFrameFunctionalGroupsSequence)
+
+
+def say_anatomy(of: Callable[[Dataset], str]) -> Callable[[int, Dataset], None]:
+    """Give each frame an anatomy, a private element, and content of its own."""
+
+    def change(index: int, groups: Dataset) -> None:
+        item, region = Dataset(), Dataset()
+        region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "69536005", "SCT", of(groups)
+        item.FrameLaterality, item.AnatomicRegionSequence = "U", [region]
+        groups.FrameAnatomySequence = [item]
+        block = groups.private_block(0x0099, "A TEST", create=True)
+        block.add_new(1, "DS", f"{height(groups)}")
+        content = groups.FrameContentSequence[0]
+        content.FrameAcquisitionNumber, content.FrameComments = int(height(groups)), "seen"
+        content.StackID, content.InStackPositionNumber, content.FrameLabel = "1", index + 1, f"frame {index}"
+
+    return change
+
+
+@pytest.mark.parametrize("codec", ["rle", "implicit"])
+def test_what_else_frames_say_goes_over(codec: str) -> None:
+    """Functional groups that are none of ours, private elements, and the content of a frame but for dimensions."""
+    made = one(of_two_segments(say_anatomy(lambda groups: f"slice {height(groups)}")), target("LABELMAP", codec))
+    assert made.left_out == ()
+    assert errors(made.part10) == []
+    assert_ascending(header(made.part10))
+    for groups in header(made.part10).PerFrameFunctionalGroupsSequence:
+        assert groups.FrameAnatomySequence[0].AnatomicRegionSequence[0].CodeMeaning == f"slice {height(groups)}"
+        assert float(groups.private_block(0x0099, "A TEST")[1].value) == height(groups)
+        content = groups.FrameContentSequence[0]
+        assert (content.FrameAcquisitionNumber, content.FrameComments) == (int(height(groups)), "seen")
+        # Of the source's dimensions, and what the two frames do not agree in.
+        assert not any(keyword in content for keyword in ("StackID", "InStackPositionNumber", "FrameLabel"))
+
+
+def test_what_frames_of_one_place_do_not_agree_in_is_left_out_and_told() -> None:
+    """An anatomy of one of two segments is not that of their frame; a group that some frames lack, none has."""
+
+    def region(groups: Dataset) -> str:
+        return "same" if height(groups) else f"{groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber}"
+
+    data = of_two_segments(say_anatomy(region))
+    made = one(data, target("LABELMAP"))
+    assert made.left_out == ("FrameAnatomySequence",)
+    assert not any("FrameAnatomySequence" in groups for groups in header(made.part10).PerFrameFunctionalGroupsSequence)
+    assert one(data, target("FRACTIONAL")).left_out == ()
+
+
+def test_values_that_cannot_be_read_are_refused() -> None:
+    """Four bytes that are said to be a number of eight cannot be written in another encoding."""
+
+    def change(_: int, groups: Dataset) -> None:
+        groups.FrameAnatomySequence = [Dataset()]
+        groups.FrameAnatomySequence[0].SliceThickness = "7.89"
+
+    data = of_two_segments(change).replace(b"DS\x04\x007.89", b"FD\x04\x007.89")
+    with pytest.raises(CannotConvert, match="FrameAnatomySequence of a frame holds values that are not of their VR"):
+        convert(data, target("LABELMAP", "implicit"), NOW)
+
+
+def test_full_tiles_keep_what_their_frames_say(sample: Sample) -> None:
+    """TILED_FULL with functional groups of frames, which say nothing of their place."""
+    dataset = header(sample("highdicom/seg_image_sm_dots_tiled_full.dcm").read_bytes())
+    dataset.PerFrameFunctionalGroupsSequence = []
+    for _ in range(dataset.NumberOfFrames):
+        groups, content = Dataset(), Dataset()
+        content.FrameComments = "seen"
+        groups.FrameContentSequence = [content]
+        dataset.PerFrameFunctionalGroupsSequence.append(groups)
+    made = header(one(saved(dataset), target("LABELMAP", "rle")).part10)
+    assert made.DimensionOrganizationType == "TILED_FULL"
+    assert len(made.PerFrameFunctionalGroupsSequence) == made.NumberOfFrames
+    assert {groups.FrameContentSequence[0].FrameComments for groups in made.PerFrameFunctionalGroupsSequence} == {"seen"}
+    assert [f for f in check(made) if f.severity == "error"] == []
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (2, 7, 300)])
+def test_descriptions_of_segments_survive_there_and_back(numbers: tuple[int, ...]) -> None:
+    """In 8 and 16 bits: every attribute of an item but its number, as BINARY counts from 1."""
+    labels = np.zeros((4, 9, 11), np.uint16)
+    for row, number in enumerate(numbers):
+        labels[:, row] = number
+    described = [
+        manual(number, f"segment {number}", tracking_id=f"t{number}", tracking_uid=f"2.25.{number}", cielab=(number, 2, 3))
+        for number in numbers
+    ]
+    data = write_segmentation(labels, on_images(series()), described, StoredAs("LABELMAP"), IDENTITY)
+    binary = one(data, target("BINARY"))
+    back = header(one(binary.part10, target("LABELMAP")).part10)
+    expected = {int(item.SegmentNumber): item for item in header(data).SegmentSequence}
+    for made, renumbered in ((header(binary.part10), binary.numbers), (back, binary.numbers)):
+        found = {int(item.SegmentNumber): item for item in made.SegmentSequence}
+        for before, after in renumbered.items():
+            item = found[after]
+            item.SegmentNumber = before
+            assert item == expected[before]
+    assert header(data).BitsAllocated == (16 if max(numbers) > 255 else 8)

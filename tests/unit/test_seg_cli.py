@@ -21,6 +21,8 @@ from segnode.seg.codecs import CODECS
 from segnode.seg.read import open_segmentation
 from segnode.seg_files import new_file
 
+from .test_convert import of_two_segments, say_anatomy
+
 Sample = Callable[[str], Path]
 
 
@@ -90,6 +92,14 @@ def test_convert_says_how_overlaps_were_resolved(overlapping: Path, tmp_path: Pa
     """Pair by pair."""
     result = run("convert", overlapping, tmp_path / "a.dcm", "--priority", "3,1")
     assert (result.exit_code, "1 (GREEN) and 3 (PURPLE) in 95 voxels" in result.output) == (0, True)
+
+
+def test_convert_says_what_it_left_out(tmp_path: Path) -> None:
+    """Functional groups in which frames differ that one frame now stands for."""
+    source = tmp_path / "in.dcm"
+    source.write_bytes(of_two_segments(say_anatomy(lambda groups: str(groups.SegmentIdentificationSequence))))
+    result = run("convert", source, tmp_path / "a.dcm")
+    assert (result.exit_code, "left out FrameAnatomySequence" in result.output) == (0, True)
 
 
 @pytest.mark.parametrize(

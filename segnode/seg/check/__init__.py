@@ -30,7 +30,8 @@ from segnode.seg.check.finding import (
     walk,
     warning,
 )
-from segnode.seg.check.frames import PER_FRAME, SHARED, check_frames
+from segnode.seg.check.frames import PER_FRAME, SHARED, Groups, check_frames, read_groups
+from segnode.seg.check.overlap import check_overlap
 from segnode.seg.check.required import REQUIRED, Required
 from segnode.seg.codecs import DECODERS, NATIVE
 from segnode.seg.pixels import frames_of
@@ -41,6 +42,7 @@ _RLE: Final = "1.2.840.10008.1.2.5"
 _JPEG_2000_LOSSLESS: Final = "1.2.840.10008.1.2.4.90"
 _FOR_BITS: Final = _NATIVE | {_RLE, _JPEG_2000_LOSSLESS, syntaxes.DEFLATED_IMAGE_FRAME, syntaxes.ENCAPSULATED_UNCOMPRESSED}
 _LOSSLESS: Final = _FOR_BITS | {f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 110, 201, 202)}
+_ALWAYS_LOSSY: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 _LARGEST_FRAME: Final = 1 << 28
 _PALETTE: Final = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
 
@@ -60,32 +62,38 @@ def read_to_check(path: Path) -> Dataset:
 
 def check(dataset: Dataset) -> tuple[Finding, ...]:
     """Everything that is wrong with a SEG; never raises."""
-    return (*check_attributes(dataset), *check_pixels(dataset))
+    groups = read_groups(dataset)
+    return (*_attributes(dataset, groups), *_pixels(dataset, groups))
 
 
 def check_attributes(dataset: Dataset) -> tuple[Finding, ...]:
     """What is wrong with a SEG's attributes, whether it has its pixel data or not; never raises."""
+    return _attributes(dataset, read_groups(dataset))
+
+
+def _attributes(dataset: Dataset, groups: Groups) -> tuple[Finding, ...]:
     kind = text(dataset, "SegmentationType")
     found: list[Finding] = []
     for rule_of_a_type in _RULES_OF_A_TYPE:
         found.extend(rule_of_a_type(dataset, kind))
     for rule in _RULES:
         found.extend(rule(dataset))
-    described = frozenset(_segment_numbers(dataset))
     found.extend(walk(dataset, skip=frozenset({PER_FRAME, SHARED, "PixelData"})))
-    found.extend(check_frames(dataset, described))
+    found.extend(check_frames(dataset, groups, _segment_numbers(dataset)))
     return _merged(found)
 
 
-def check_pixels(dataset: Dataset) -> tuple[Finding, ...]:
-    """What is wrong with a SEG's pixel data: its length, its frames, and values that nobody described; never raises."""
+def _pixels(dataset: Dataset, groups: Groups) -> tuple[Finding, ...]:
+    """What is wrong with pixel data: its length, its frames, values that nobody described, overlaps that are denied."""
     try:
         value = dataset.get_item("PixelData").value if has(dataset, "PixelData") else None
         if not isinstance(value, bytes) or not value:
             return (error("PixelData", "PS3.3 C.7.6.3", "is absent or empty; a SEG has one frame at least"),)
         transfer_syntax_uid = _transfer_syntax(dataset)
         found = [*(_native(dataset, value) if transfer_syntax_uid in _NATIVE else _encapsulated(dataset, value))]
-        return tuple(found) or tuple(_values(dataset, transfer_syntax_uid))
+        if found:
+            return tuple(found)
+        return (*_values(dataset, transfer_syntax_uid), *check_overlap(dataset, groups, _segment_numbers(dataset)))
     except UNREADABLE:
         return (error("PixelData", "PS3.5 8", "cannot be read as the frames that the attributes announce"),)
 
@@ -179,13 +187,15 @@ def _fixed(dataset: Dataset, kind: str) -> Iterator[Finding]:
         ("LossyImageCompression", ("00", "01"), clause),
         ("SegmentsOverlap", ("NO",) if kind == "LABELMAP" else ("YES", "NO", "UNDEFINED"), clause),
         ("PhotometricInterpretation", _photometric(kind), clause),
-        ("ImageType", ("DERIVED\\PRIMARY",), "PS3.3 C.8.20.2.1"),
+        ("ImageType", ("DERIVED\\PRIMARY",), clause),
         ("PatientSex", ("M", "F", "O"), "PS3.3 C.7.1.1"),
     ):
         value = "\\".join(str(value) for value in values_of(dataset, keyword))
         if value and value not in allowed:
             found = error(keyword, where, f"is {quoted(value)}; it is {' or '.join(allowed)}")
             yield replace(found, severity="warning") if keyword == "PatientSex" else found
+    if _transfer_syntax(dataset) in _ALWAYS_LOSSY and text(dataset, "LossyImageCompression") == "00":
+        yield error("LossyImageCompression", "PS3.3 C.8.20.2.2", "is 00, and the frames are compressed lossily; write 01")
     if text(dataset, "LossyImageCompression") == "01":
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if value_of(dataset, keyword) is None:
@@ -262,6 +272,8 @@ def _palette(dataset: Dataset) -> Iterator[Finding]:
 def _palette_color(dataset: Dataset) -> Iterator[Finding]:
     if value_of(dataset, "ICCProfile") is None:
         yield error("ICCProfile", "PS3.3 A.51.3", "is absent; a SEG in PALETTE COLOR says what its colours mean")
+    else:
+        yield from _profile(value_of(dataset, "ICCProfile"))
     for colour in _PALETTE:
         descriptor = numbers(dataset, f"{colour}Descriptor")
         if len(descriptor) != 3:
@@ -274,6 +286,14 @@ def _palette_color(dataset: Dataset) -> Iterator[Finding]:
         if has(segment, "RecommendedDisplayCIELabValue"):
             path = f"{_SEGMENTS}[{index}].RecommendedDisplayCIELabValue"
             yield error(path, "PS3.3 Table C.8.20-4", "shall not be in a LABELMAP in PALETTE COLOR: remove it")
+
+
+def _profile(profile: object) -> Iterator[Finding]:
+    """The profile is that of an input device, of RGB, and connects to CIELab or CIEXYZ."""
+    header = profile if isinstance(profile, bytes) else b""
+    if header[12:20] != b"scnrRGB " or header[20:24] not in (b"Lab ", b"XYZ "):
+        what = "is no profile of an input device (scnr) for RGB that connects to Lab or XYZ; write one"
+        yield error("ICCProfile", "PS3.3 C.11.15.1.1", what)
 
 
 def _segment_numbers(dataset: Dataset) -> list[int]:
@@ -412,7 +432,7 @@ def _values(dataset: Dataset, transfer_syntax_uid: str) -> Iterator[Finding]:
     values = [int(value) for value in np.flatnonzero(used)]
     maximum = number(dataset, "MaximumFractionalValue")
     if kind == "FRACTIONAL" and maximum is not None and values and values[-1] > maximum:
-        yield error("PixelData", "PS3.3 C.8.20.2.3", f"holds {values[-1]}; MaximumFractionalValue is {maximum}")
+        yield error("PixelData", "PS3.3 C.8.20.2", f"holds {values[-1]}; MaximumFractionalValue is {maximum}")
     undescribed = sorted(set(values) - set(_segment_numbers(dataset)))
     if kind == "LABELMAP" and undescribed:
         what = f"holds values that SegmentSequence does not describe: {', '.join(map(str, undescribed[:10]))}"

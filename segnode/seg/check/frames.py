@@ -1,7 +1,8 @@
 """The rules for the frames of a SEG: functional groups and dimensions (PS3.3 C.7.6.16, C.7.6.17, A.51.5)."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from segnode.seg.check.finding import (
     walk,
     warning,
 )
+from segnode.seg.check.tiles import check_tiles
+from segnode.seg.frame_groups import Measures, SourceImage
 
 SHARED: Final = "SharedFunctionalGroupsSequence"
 PER_FRAME: Final = "PerFrameFunctionalGroupsSequence"
@@ -45,8 +48,10 @@ _SLIDE: Final = (
     "YOffsetInSlideCoordinateSystem",
     "ZOffsetInSlideCoordinateSystem",
 )
-# Dimensions that say where a frame lies; two frames that differ in others (time, say) may lie in one place.
-_PLACES: Final = frozenset({"ImagePositionPatient", "StackID", "InStackPositionNumber", *_SLIDE})
+# Dimensions that say where a frame lies or what it is of; two frames that differ in others (time, say) may lie in one place.
+_PLACES: Final = frozenset(
+    {"ImagePositionPatient", "StackID", "InStackPositionNumber", "ReferencedSegmentNumber", "SourceImageSequence", *_SLIDE}
+)
 
 
 @dataclass(frozen=True)
@@ -57,53 +62,89 @@ class _Macro:
     findings: tuple[Finding, ...]
 
 
+Says = Mapping[str, tuple[Any, ...]]
+
+
 @dataclass
 class _Frames:
-    """What the frames say, one entry a frame; `macros` keeps what was read of equal bytes, as most frames repeat others."""
+    """What the items of functional groups say, by keyword, one entry an item.
+
+    `macros` keeps what was read of equal bytes, as most frames repeat others.
+    """
 
     present: Counter[str] = field(default_factory=Counter)
-    places: list[tuple[Any, ...]] = field(default_factory=list)
-    indices: list[tuple[Any, ...]] = field(default_factory=list)
-    segments: list[tuple[Any, ...]] = field(default_factory=list)
+    says: list[Says] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
     macros: dict[tuple[BaseTag, Hashable], _Macro] = field(default_factory=dict)
     known: Known = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
 
 
-def check_frames(dataset: Dataset, described: frozenset[int]) -> Iterator[Finding]:
-    """The rules for functional groups and dimensions; `described` are the numbers of the SegmentSequence."""
-    shared, per_frame = items(dataset, SHARED), items(dataset, PER_FRAME)
-    kind, tiled_full = text(dataset, "SegmentationType"), text(dataset, "DimensionOrganizationType") == "TILED_FULL"
-    frames = number(dataset, "NumberOfFrames")
-    if len(shared) > 1:
-        yield error(SHARED, "PS3.3 C.7.6.16", f"holds {len(shared)} items; what all frames share is one item")
-    if frames is not None and frames < 1:
-        yield error("NumberOfFrames", "PS3.3 C.7.6.6", f"is {frames}; a SEG has one frame at least")
-    if frames is not None and len(per_frame) != frames and not (tiled_full and not per_frame):
-        yield error(PER_FRAME, "PS3.3 C.7.6.16", f"holds {len(per_frame)} items for {frames} frames; write one a frame")
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The functional groups of a SEG: what all frames share, and what each frame says of its own."""
+
+    shared: Says
+    frames: Sequence[Says]
+    in_all: frozenset[str]
+    present: Mapping[str, int]
+    sources: frozenset[str]
+    findings: tuple[Finding, ...]
+
+    def of_frames(self, keyword: str) -> list[tuple[Any, ...]]:
+        """What each frame says in a group, or what all share; empty where neither says anything."""
+        shared = self.shared.get(keyword, ())
+        return [says.get(keyword) or shared for says in self.frames]
+
+    def places(self) -> list[tuple[Any, ...]]:
+        """Where each frame lies."""
+        pairs = zip(self.of_frames(_POSITION), self.of_frames(_SLIDE_POSITION), strict=True)
+        return [position or slide for position, slide in pairs]
+
+
+def read_groups(dataset: Dataset) -> Groups:
+    """What the functional groups say, each content read once, and what is wrong within them; never raises."""
     common = _Frames()
-    for item in shared[:1]:
-        yield from _groups(item, f"{SHARED}[0].", common)
-    in_all = set(common.present)
+    for item in items(dataset, SHARED)[:1]:
+        _read(item, f"{SHARED}[0].", common)
+    found = _Frames(sources=common.sources, macros=common.macros, known=common.known, findings=common.findings)
+    for index, item in enumerate(items(dataset, PER_FRAME)):
+        _read(item, f"{PER_FRAME}[{index}].", found)
+    return Groups(
+        common.says[0] if common.says else {},
+        found.says,
+        frozenset(common.present),
+        found.present,
+        frozenset(found.sources),
+        tuple(found.findings),
+    )
+
+
+def check_frames(dataset: Dataset, groups: Groups, described: Sequence[int]) -> Iterator[Finding]:
+    """The rules for functional groups and dimensions; `described` are the numbers of the SegmentSequence."""
+    kind, tiled_full = text(dataset, "SegmentationType"), text(dataset, "DimensionOrganizationType") == "TILED_FULL"
+    frames, count, shared = number(dataset, "NumberOfFrames"), len(groups.frames), len(items(dataset, SHARED))
+    if shared > 1:
+        yield error(SHARED, "PS3.3 C.7.6.16", f"holds {shared} items; what all frames share is one item")
+    if frames is not None and frames < 1:
+        yield error("NumberOfFrames", "PS3.3 C.7.6.16", f"is {frames}; a SEG has one frame at least")
+    if frames is not None and count != frames and not (tiled_full and not count):
+        yield error(PER_FRAME, "PS3.3 C.7.6.16", f"holds {count} items for {frames} frames; write one a frame")
+    yield from groups.findings
     for keyword in (_CONTENT, _IDENTIFICATION):
-        if keyword in in_all and (keyword == _CONTENT or kind == "LABELMAP"):
+        if keyword in groups.in_all and (keyword == _CONTENT or kind == "LABELMAP"):
             yield error(f"{SHARED}[0].{keyword}", "PS3.3 A.51.5", "may not be shared: what it says is of one frame")
-    found = _Frames(sources=common.sources, macros=common.macros, known=common.known)
-    for index, item in enumerate(per_frame):
-        yield from _groups(item, f"{PER_FRAME}[{index}].", found)
-    if common.places and common.places[0]:
-        found.places = [place or common.places[0] for place in found.places]
-    yield from _presence(dataset, found, in_all, len(per_frame), tiled_full=tiled_full)
-    shared_segment = common.segments[0] if common.segments else ()
-    yield from _identified(found, shared_segment, described, kind, tiled_full=tiled_full)
-    yield from _dimensions(dataset, found, shared, per_frame, tiled_full=tiled_full)
+    yield from _presence(dataset, groups, tiled_full=tiled_full)
+    yield from _identified(groups, frozenset(described), kind, tiled_full=tiled_full)
+    yield from _dimensions(dataset, groups, tiled_full=tiled_full)
+    yield from check_tiles(dataset, groups.of_frames(_SLIDE_POSITION), groups.of_frames(_IDENTIFICATION), described)
     if kind == "LABELMAP" and not tiled_full:
-        yield from _places(dataset, found)
-    yield from _references(dataset, found.sources)
+        yield from _places(dataset, groups)
+    yield from _references(dataset, groups.sources)
 
 
-def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
-    """Read the functional groups of one item, each content once."""
+def _read(item: Dataset, path: str, found: _Frames) -> None:
+    """Read the functional groups of one item."""
     says: dict[str, tuple[Any, ...]] = {}
     for tag, element in elements(item):
         keyword = keyword_of(tag)
@@ -116,14 +157,12 @@ def _groups(item: Dataset, path: str, found: _Frames) -> Iterator[Finding]:
             if content is not None:
                 found.macros[tag, content] = macro
             if keyword == _DERIVATION:
-                found.sources.update(macro.says)
+                found.sources.update(source.sop_instance_uid for source in macro.says)
         found.present[keyword] += 1
         says[keyword] = macro.says
         for finding in macro.findings:
-            yield replace(finding, attribute=f"{path}{finding.attribute}")
-    found.places.append(says.get(_POSITION) or says.get(_SLIDE_POSITION) or ())
-    found.indices.append(says.get(_CONTENT, ()))
-    found.segments.append(says.get(_IDENTIFICATION, ()))
+            found.findings.append(replace(finding, attribute=f"{path}{finding.attribute}"))
+    found.says.append(says)
 
 
 def _macro(group: Dataset, tag: BaseTag, keyword: str, known: Known) -> _Macro:
@@ -190,6 +229,7 @@ def _read_orientation(item: Dataset, path: str) -> Iterator[Any]:
     product = sum(a * b for a, b in zip(cosines[:3], cosines[3:], strict=True))
     if any(not 0.99 < length < 1.01 for length in lengths) or not abs(product) < 0.01:
         yield error(f"{path}ImageOrientationPatient", clause, "holds no two perpendicular unit vectors")
+    yield cosines
 
 
 def _read_measures(item: Dataset, path: str) -> Iterator[Any]:
@@ -198,6 +238,8 @@ def _read_measures(item: Dataset, path: str) -> Iterator[Any]:
         yield error(f"{path}PixelSpacing", "PS3.3 C.7.6.16.2.1", "the spacing of pixels needs two numbers above 0")
     if has(item, "SliceThickness") and not all(value > 0 for value in numbers(item, "SliceThickness")):
         yield error(f"{path}SliceThickness", "PS3.3 C.7.6.16.2.1", "a slice has a thickness above 0")
+    thickness, between = (next(iter(numbers(item, k)), None) for k in ("SliceThickness", "SpacingBetweenSlices"))
+    yield Measures(spacing or None, thickness, between)
 
 
 def _read_derivation(item: Dataset, path: str) -> Iterator[Any]:
@@ -213,7 +255,8 @@ def _read_derivation(item: Dataset, path: str) -> Iterator[Any]:
             if value_of(source, keyword) is None:
                 yield error(f"{here}{keyword}", "PS3.3 Table 10-3", "the reference to the source image is not complete")
         if text(source, "ReferencedSOPInstanceUID"):
-            yield text(source, "ReferencedSOPInstanceUID")
+            frames = tuple(int(frame) for frame in numbers(source, "ReferencedFrameNumber") if math.isfinite(frame))
+            yield SourceImage(text(source, "ReferencedSOPClassUID"), text(source, "ReferencedSOPInstanceUID"), frames)
 
 
 def _fixed_code(item: Dataset, path: str, keyword: str, value: str, meaning: str) -> Iterator[Finding]:
@@ -233,18 +276,19 @@ _READERS: Final = {
 }
 
 
-def _presence(dataset: Dataset, found: _Frames, in_all: set[str], count: int, *, tiled_full: bool) -> Iterator[Finding]:
+def _presence(dataset: Dataset, groups: Groups, *, tiled_full: bool) -> Iterator[Finding]:
     """Which functional groups a frame needs, and which it shall not have (PS3.3 Table A.51-2, A.51.3)."""
-    for keyword in sorted(in_all & set(found.present) - {""}):
+    in_all, present, count = groups.in_all, groups.present, len(groups.frames)
+    for keyword in sorted(in_all & set(present)):
         yield error(f"{SHARED}[0].{keyword}", "PS3.3 C.7.6.16", "is shared and in frames as well; it is one or the other")
 
     def of_all(keyword: str) -> bool:
-        return keyword in in_all or (count > 0 and found.present[keyword] == count)
+        return keyword in in_all or (count > 0 and present[keyword] == count)
 
     def of_any(keyword: str) -> bool:
-        return keyword in in_all or found.present[keyword] > 0
+        return keyword in in_all or present[keyword] > 0
 
-    if count and found.present[_CONTENT] != count and not tiled_full:
+    if count and present[_CONTENT] != count and not tiled_full:
         yield error(f"{PER_FRAME}.{_CONTENT}", "PS3.3 A.51.5", "a frame without FrameContentSequence; write one for each frame")
     place = "FrameOfReferenceUID"
     if value_of(dataset, place) is None:
@@ -255,27 +299,26 @@ def _presence(dataset: Dataset, found: _Frames, in_all: set[str], count: int, *,
     else:
         if not has(dataset, "PositionReferenceIndicator"):
             yield error("PositionReferenceIndicator", "PS3.3 C.7.4.1", "is absent; write it, empty if need be (type 2)")
-        yield from _geometry(of_all, tiled_full=tiled_full)
+        tiled = value_of(dataset, "TotalPixelMatrixRows") is not None
+        yield from _geometry(of_all, tiled=tiled, tiled_full=tiled_full)
 
 
-def _geometry(of_all: Callable[[str], bool], *, tiled_full: bool) -> Iterator[Finding]:
-    clause, what = "PS3.3 A.51.5", "is needed for every frame, shared or not, where there is a frame of reference"
+def _geometry(of_all: Callable[[str], bool], *, tiled: bool, tiled_full: bool) -> Iterator[Finding]:
+    clause, what = "PS3.3 A.51.5.1", "is needed for every frame, shared or not, where there is a frame of reference"
     if not of_all(_MEASURES):
         yield error(_MEASURES, clause, what)
     if tiled_full or of_all(_SLIDE_POSITION):
         return
-    for keyword in (_POSITION, _ORIENTATION):
+    for keyword in (_SLIDE_POSITION,) if tiled else (_POSITION, _ORIENTATION):
         if not of_all(keyword):
             yield error(keyword, clause, what)
 
 
-def _identified(
-    found: _Frames, shared: tuple[Any, ...], described: frozenset[int], kind: str, *, tiled_full: bool
-) -> Iterator[Finding]:
+def _identified(groups: Groups, described: frozenset[int], kind: str, *, tiled_full: bool) -> Iterator[Finding]:
     """A frame of a BINARY or FRACTIONAL says which segment it is of; in a LABELMAP its pixels do (PS3.3 A.51.5)."""
-    for index, own in enumerate(found.segments):
-        path, says = f"{PER_FRAME}[{index}].{_IDENTIFICATION}", own or shared
-        if kind == "LABELMAP" and own:
+    for index, says in enumerate(groups.of_frames(_IDENTIFICATION)):
+        path = f"{PER_FRAME}[{index}].{_IDENTIFICATION}"
+        if kind == "LABELMAP" and groups.frames[index].get(_IDENTIFICATION):
             yield error(path, "PS3.3 A.51.5", "shall not be in a LABELMAP, whose pixels say the segment: remove it")
         elif kind in ("BINARY", "FRACTIONAL") and not says and not tiled_full:
             yield error(path, "PS3.3 A.51.5", f"is absent; a frame of a {kind} says which segment it is of")
@@ -284,9 +327,7 @@ def _identified(
             yield error(f"{path}[0].ReferencedSegmentNumber", "PS3.3 C.8.20.3.1", what)
 
 
-def _dimensions(
-    dataset: Dataset, found: _Frames, shared: Sequence[Dataset], per_frame: Sequence[Dataset], *, tiled_full: bool
-) -> Iterator[Finding]:
+def _dimensions(dataset: Dataset, groups: Groups, *, tiled_full: bool) -> Iterator[Finding]:
     """The dimension index: its pointers lead to something, and each frame has one index value a pointer (PS3.3 C.7.6.17)."""
     clause, sequence = "PS3.3 C.7.6.17", "DimensionIndexSequence"
     dimensions = items(dataset, sequence)
@@ -298,14 +339,16 @@ def _dimensions(
             path = f"{sequence}[{index}].DimensionOrganizationUID"
             yield error(path, clause, "names no item of DimensionOrganizationSequence")
         if not tiled_full:
-            yield from _pointer(dimension, f"{sequence}[{index}].", [*shared[:1], *per_frame[:1]])
+            first = [*items(dataset, SHARED)[:1], *items(dataset, PER_FRAME)[:1]]
+            yield from _pointer(dimension, f"{sequence}[{index}].", first)
     if tiled_full:
         return
-    for index, values in enumerate(found.indices):
-        if dimensions and len(values) != len(dimensions) and found.present[_CONTENT]:
+    for index, says in enumerate(groups.frames):
+        values = says.get(_CONTENT, ())
+        if dimensions and len(values) != len(dimensions) and groups.present[_CONTENT]:
             what = f"holds {len(values)} values for {len(dimensions)} dimensions"
             yield error(f"{PER_FRAME}[{index}].{_CONTENT}[0].DimensionIndexValues", "PS3.3 C.7.6.16.2.2", what)
-    yield from _order(dimensions, found)
+    yield from _order(dimensions, groups)
 
 
 def _pointer(dimension: Dataset, path: str, groups: Sequence[Dataset]) -> Iterator[Finding]:
@@ -326,20 +369,20 @@ def _pointer(dimension: Dataset, path: str, groups: Sequence[Dataset]) -> Iterat
         yield error(f"{path}DimensionIndexPointer", clause, what)
 
 
-def _order(dimensions: Sequence[Dataset], found: _Frames) -> Iterator[Finding]:
-    """Index values name values: one for one, and no two frames have the same ones (PS3.3 C.7.6.17.1)."""
+def _order(dimensions: Sequence[Dataset], groups: Groups) -> Iterator[Finding]:
+    """Index values name values: one for one (PS3.3 C.7.6.17.1); and frames with the same ones have no order (C.7.6.17)."""
     pointers = [number(dimension, "DimensionIndexPointer") for dimension in dimensions]
     position = tag_for_keyword("ImagePositionPatient")
     column = pointers.index(position) if position in pointers else None
     by_value: dict[Any, Any] = {}
     by_place: dict[Any, Any] = {}
     seen: dict[Any, int] = {}
-    for index, (values, place) in enumerate(zip(found.indices, found.places, strict=True)):
-        path = f"{PER_FRAME}[{index}].{_CONTENT}[0].DimensionIndexValues"
+    for index, (says, place) in enumerate(zip(groups.frames, groups.places(), strict=True)):
+        path, values = f"{PER_FRAME}[{index}].{_CONTENT}[0].DimensionIndexValues", says.get(_CONTENT, ())
         if len(values) != len(dimensions) or not values:
             continue
         if seen.setdefault(values, index) != index:
-            yield error(path, "PS3.3 C.7.6.17.1", "is that of an earlier frame; frames differ in one dimension at least")
+            yield warning(path, "PS3.3 C.7.6.17", "is that of an earlier frame, so that nothing tells which comes first")
         if column is not None and place:
             value = values[column]
             if by_value.setdefault(value, place) != place or by_place.setdefault(place, value) != value:
@@ -347,20 +390,26 @@ def _order(dimensions: Sequence[Dataset], found: _Frames) -> Iterator[Finding]:
                 yield warning(path, "PS3.3 C.7.6.17.1", what)
 
 
-def _places(dataset: Dataset, found: _Frames) -> Iterator[Finding]:
+def _places(dataset: Dataset, groups: Groups) -> Iterator[Finding]:
     """Frames of a LABELMAP in one place would overlap."""
-    pointers = [number(dimension, "DimensionIndexPointer") or 0 for dimension in items(dataset, "DimensionIndexSequence")]
-    names = [keyword_of(pointer) for pointer in pointers]
     seen: dict[Any, int] = {}
-    for index, (values, place) in enumerate(zip(found.indices, found.places, strict=True)):
-        others = tuple(value for value, name in zip(values, names, strict=False) if name not in _PLACES)
+    in_patient = groups.of_frames(_POSITION)
+    for index, (place, others) in enumerate(zip(groups.places(), indices_beside_place(dataset, groups), strict=True)):
         if place and seen.setdefault((place, others), index) != index:
-            path = f"{PER_FRAME}[{index}].{_POSITION}"
+            group = _POSITION if in_patient[index] else _SLIDE_POSITION
             what = "lies in the place of an earlier frame, so that its segments overlap: merge the two"
-            yield error(path, "PS3.3 C.8.20.2.3", what)
+            yield error(f"{PER_FRAME}[{index}].{group}", "PS3.3 C.8.20.2.3", what)
 
 
-def _references(dataset: Dataset, sources: set[str]) -> Iterator[Finding]:
+def indices_beside_place(dataset: Dataset, groups: Groups) -> list[tuple[Any, ...]]:
+    """The dimension index values of each frame that tell neither of its place nor of its segment, but of time, say."""
+    pointers = [number(dimension, "DimensionIndexPointer") or 0 for dimension in items(dataset, "DimensionIndexSequence")]
+    others = [column for column, pointer in enumerate(pointers) if keyword_of(pointer) not in _PLACES]
+    values = [says.get(_CONTENT, ()) for says in groups.frames]
+    return [tuple(value[column] for column in others if column < len(value)) for value in values]
+
+
+def _references(dataset: Dataset, sources: frozenset[str]) -> Iterator[Finding]:
     """Every image that a frame was made from is in the Common Instance Reference (PS3.3 C.12.2)."""
     other = items(dataset, "StudiesContainingOtherReferencedInstancesSequence")
     series = [*items(dataset, "ReferencedSeriesSequence"), *(s for o in other for s in items(o, "ReferencedSeriesSequence"))]

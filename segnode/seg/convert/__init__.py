@@ -1,19 +1,22 @@
 """Converting: a Segmentation in another transfer syntax, which is the same object, or of another type, which is a new one."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from typing import Final, Literal
 
 import numpy as np
+from pydicom import Dataset
 
 from segnode.dicom.elements import Buffer
+from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
 from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
+from segnode.seg.convert.groups import KeptGroups, Written, merge, merged_sources, read_kept_groups
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
 from segnode.seg.frame_items import FrameItem
@@ -26,7 +29,7 @@ from segnode.seg.recode import recode, require_bits
 from segnode.seg.segmentation import Segmentation, SegmentationType
 
 # Part of every derived UID: raise it when the same source becomes another object.
-CONVERTER_REVISION: Final = "1"
+CONVERTER_REVISION: Final = "2"
 
 OverlapPolicy = Literal["error", "split", "priority"]
 
@@ -81,7 +84,8 @@ class Converted:
     """An object and how it came about: `numbers` maps segment numbers of the source to its own.
 
     It is number `part` of `parts`, which are the fewest there can be if `lower_bound` is as many. `overlaps` are those of
-    the source that were resolved.
+    the source that were resolved. `left_out` are keywords of functional groups that frames had in which those differ that one
+    frame now stands for.
     """
 
     part10: bytes
@@ -92,6 +96,20 @@ class Converted:
     parts: int = 1
     lower_bound: int = 1
     overlaps: tuple[Overlap, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What is converted: its masks, and what its frames say that goes over."""
+
+    masks: Masks
+    kept: KeptGroups
+
+    @property
+    def segmentation(self) -> Segmentation:
+        """The Segmentation itself."""
+        return self.masks.segmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +141,15 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
         raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
     masks = masks_of(source, target.threshold)
     _require_one_dimension(masks)
+    whole = _Source(masks, read_kept_groups(data))
     if target.type == "LABELMAP":
-        return _labelmaps(masks, target, now)
-    return [_stack_of_segments(masks, target, now)]
+        return _labelmaps(whole, target, now)
+    return [_stack_of_segments(whole, target, now)]
 
 
-def _labelmaps(masks: Masks, target: Target, now: datetime) -> list[Converted]:
+def _labelmaps(converting: _Source, target: Target, now: datetime) -> list[Converted]:
     """LABELMAPs, one unless overlapping segments are split."""
-    source = masks.segmentation
+    masks, source = converting.masks, converting.segmentation
     dtype = label_type(max(source.numbers))
     require_bits(target.codec, "LABELMAP", dtype.itemsize * 8)
     counts: Counter[Pair] = Counter()
@@ -138,16 +157,16 @@ def _labelmaps(masks: Masks, target: Target, now: datetime) -> list[Converted]:
     whole = _encode_labels(masks, everything, target.codec, dtype, None, counts)
     overlaps = tuple(_overlap(source, pair, voxels) for pair, voxels in counts.most_common())
     if not overlaps:
-        return [_labelmap(masks, target, whole, source.numbers, now)]
+        return [_labelmap(converting, target, whole, source.numbers, now)]
     if target.overlap == "error":
         raise OverlappingSegments(_told(overlaps))
     if target.overlap == "priority":
         order = _order(source, target.priority, overlaps)
         whole = _encode_labels(masks, everything, target.codec, dtype, lambda segments: _by_priority(segments, order), counts)
-        return [_labelmap(masks, target, whole, source.numbers, now, overlaps=overlaps)]
+        return [_labelmap(converting, target, whole, source.numbers, now, overlaps=overlaps)]
     grouping = fewest_groups(source.numbers, counts)
     return [
-        _labelmap(masks, target, _part_of(masks, group, target.codec, dtype), group, now, grouping, place, overlaps)
+        _labelmap(converting, target, _part_of(masks, group, target.codec, dtype), group, now, grouping, place, overlaps)
         for place, group in enumerate(grouping.groups, 1)
     ]
 
@@ -240,7 +259,7 @@ def _by_priority(segments: dict[int, Packed], rank: Mapping[int, int]) -> dict[i
 
 
 def _labelmap(
-    masks: Masks,
+    converting: _Source,
     target: Target,
     labels: _Labels,
     numbers: Sequence[int],
@@ -249,21 +268,25 @@ def _labelmap(
     place: int = 1,
     overlaps: tuple[Overlap, ...] = (),
 ) -> Converted:
-    source = masks.segmentation
+    masks, source = converting.masks, converting.segmentation
     parts = len(grouping.groups) if grouping else 1
     bits = label_type(max(source.numbers)).itemsize * 8
     part = Part("LABELMAP", {number: number for number in numbers}, place, parts, bits, len(labels.planes))
-    dimensions = _dimensions(masks, labels.planes, part)
+    dimensions = _dimensions(converting, labels.planes, part)
     index = _index_values(masks, labels.planes)
-    items = [
-        _frame_item(masks, plane, masks.frames_of_plane[plane], values)
-        for plane, values in zip(labels.planes, index, strict=True)
-    ]
+    items, left_out = _frame_items(
+        converting,
+        target.codec,
+        [
+            _Standing(plane, _frames_in(masks, numbers, plane), values)
+            for plane, values in zip(labels.planes, index, strict=True)
+        ],
+    )
     how = (*_choices(source, target), *((f"priority {target.priority}",) if overlaps and not grouping else ()))
     uids = _uids(source, target, how, part)
     header = header_of(source, part, dimensions, uids, now)
-    made = part10(header, [] if _is_tiled_full(source) else items, labels.pixels, target.codec)
-    return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps)
+    made = part10(header, items, labels.pixels, target.codec)
+    return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps, left_out)
 
 
 def _choices(source: Segmentation, target: Target) -> tuple[str, ...]:
@@ -279,9 +302,9 @@ def _uids(source: Segmentation, target: Target, how: Sequence[str], part: Part) 
     )
 
 
-def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted:
+def _stack_of_segments(converting: _Source, target: Target, now: datetime) -> Converted:
     """A BINARY, or a FRACTIONAL of nothing and all: a frame for each segment and plane, numbered from 1 (C.8.20.2.4)."""
-    source, codec = masks.segmentation, target.codec
+    masks, source, codec = converting.masks, converting.segmentation, target.codec
     bits = 1 if target.type == "BINARY" else 8
     require_bits(codec, target.type, bits)
     numbers = {number: place for place, number in enumerate(source.numbers, 1)}
@@ -302,14 +325,17 @@ def _stack_of_segments(masks: Masks, target: Target, now: datetime) -> Converted
     part = Part(target.type, numbers, bits=bits, frames=len(keys))
     planes = sorted({plane for _, plane in keys})
     index = dict(zip(planes, _index_values(masks, planes), strict=True))
-    items = [
-        _frame_item(masks, plane, _frames_of(masks, source.numbers[number - 1], plane), (number, *index[plane]), number)
-        for number, plane in keys
-    ]
+    items, left_out = _frame_items(
+        converting,
+        codec,
+        [
+            _Standing(plane, _frames_in(masks, [source.numbers[number - 1]], plane), (number, *index[plane]), number)
+            for number, plane in keys
+        ],
+    )
     uids = _uids(source, target, _choices(source, target), part)
-    header = header_of(source, part, _dimensions(masks, planes, part), uids, now)
-    made = part10(header, [] if _is_tiled_full(source) else items, pixels, codec)
-    return Converted(made, *uids, numbers)
+    header = header_of(source, part, _dimensions(converting, planes, part), uids, now)
+    return Converted(part10(header, items, pixels, codec), *uids, numbers, left_out=left_out)
 
 
 def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int, int], Packed]:
@@ -323,9 +349,12 @@ def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int,
     return found or {(1, 0): nothing}
 
 
-def _frames_of(masks: Masks, number: int, plane: int) -> Sequence[int]:
-    frames, numbers = masks.frames_of_plane[plane], masks.segmentation.table.segment_numbers
-    return frames if masks.segmentation.type == "LABELMAP" else [f for f in frames if numbers[f] == number]
+def _frames_in(masks: Masks, numbers: Collection[int], plane: int) -> Sequence[int]:
+    """The frames of some segments in a plane; all of them where a plane has none of these."""
+    frames, of_frame = masks.frames_of_plane[plane], masks.segmentation.table.segment_numbers
+    if masks.segmentation.type == "LABELMAP":
+        return frames
+    return [frame for frame in frames if int(of_frame[frame]) in numbers] or frames
 
 
 def _is_tiled_full(source: Segmentation) -> bool:
@@ -333,20 +362,20 @@ def _is_tiled_full(source: Segmentation) -> bool:
     return source.header.get("DimensionOrganizationType") == "TILED_FULL" and not np.isfinite(source.table.positions).all()
 
 
-def _dimensions(masks: Masks, planes: Sequence[int], part: Part) -> Dimensions:
+def _dimensions(converting: _Source, planes: Sequence[int], part: Part) -> Dimensions:
     """What tells the planes apart. Raises CannotConvert when nothing does."""
-    source = masks.segmentation
+    masks, source, own = converting.masks, converting.segmentation, converting.kept.own_geometry
     tiled_full = _is_tiled_full(source)
-    shared = shared_groups(source, keep_places=tiled_full)
+    shared = shared_groups(source, converting.kept, keep_places=tiled_full)
     if _is_tiled(source):
         slide = "PlanePositionSlideSequence"
         pointers = (("RowPositionInTotalImagePixelMatrix", slide), ("ColumnPositionInTotalImagePixelMatrix", slide))
-        return Dimensions(pointers, "TILED_FULL" if tiled_full else "TILED_SPARSE", shared)
+        return Dimensions(pointers, "TILED_FULL" if tiled_full else "TILED_SPARSE", shared, own)
     if _has_positions(source):
         evenly = part.type == "LABELMAP" and _is_grid(source, masks.planes, planes)
-        return Dimensions((("ImagePositionPatient", "PlanePositionSequence"),), "3D" if evenly else None, shared)
+        return Dimensions((("ImagePositionPatient", "PlanePositionSequence"),), "3D" if evenly else None, shared, own)
     if all(source.table.sources):
-        return Dimensions((("SourceImageSequence", "DerivationImageSequence"),), None, shared)
+        return Dimensions((("SourceImageSequence", "DerivationImageSequence"),), None, shared, own)
     raise CannotConvert(
         "the frames have neither a position (PlanePositionSequence) nor a source image (DerivationImageSequence): nothing"
         " would say where they lie"
@@ -379,20 +408,46 @@ def _index_values(masks: Masks, planes: Sequence[int]) -> list[tuple[int, ...]]:
     return [(int(row), int(column)) for row, column in zip(*ranks, strict=True)]
 
 
-def _frame_item(
-    masks: Masks, plane: int, frames: Sequence[int], index_values: tuple[int, ...], number: int | None = None
-) -> FrameItem:
-    """The functional groups of a frame that stands for several of the source."""
-    table, first = masks.segmentation.table, int(masks.planes.first_frame[plane])
-    position = tuple(map(float, table.positions[first]))
-    row, column = map(int, table.tiles[first])
-    return FrameItem(
-        sources=tuple(dict.fromkeys(chain.from_iterable(table.sources[frame] for frame in frames))),
-        dimension_index_values=index_values,
-        position=position if np.isfinite(position).all() else None,
-        tile=(row, column) if row > 0 and column > 0 else None,
-        segment_number=number,
-    )
+@dataclass(frozen=True)
+class _Standing:
+    """A frame of the new object, the plane it lies in, and the frames of the source that it stands for."""
+
+    plane: int
+    frames: Sequence[int]
+    index_values: tuple[int, ...]
+    number: int | None = None
+
+
+def _frame_items(converting: _Source, codec: Codec, new: Sequence[_Standing]) -> tuple[list[FrameItem], tuple[str, ...]]:
+    """The functional groups of frames, and the keywords of those that are left out. Raises CannotConvert.
+
+    There are none where the source has none, as TILED_FULL need not.
+    """
+    source, kept = converting.segmentation, converting.kept
+    tiled_full = _is_tiled_full(source)
+    if tiled_full and not kept.are_there:
+        return [], ()
+    more, left_out = merge(kept, [standing.frames for standing in new], encoding_of(codec.transfer_syntax_uid))
+    table = source.table
+    shared = next(iter(source.header.get("SharedFunctionalGroupsSequence") or ()), Dataset())
+    sources_are_shared = "DerivationImageSequence" in shared
+
+    def item(standing: _Standing, written: Written) -> FrameItem:
+        first = int(converting.masks.planes.first_frame[standing.plane])
+        position = tuple(map(float, table.positions[first]))
+        row, column = map(int, table.tiles[first])
+        found = chain.from_iterable(table.sources[frame] for frame in standing.frames)
+        return FrameItem(
+            sources=() if sources_are_shared else merged_sources(found),
+            dimension_index_values=standing.index_values,
+            position=position if np.isfinite(position).all() else None,
+            tile=(row, column) if row > 0 and column > 0 and not tiled_full else None,
+            segment_number=standing.number,
+            content=written.content,
+            groups=written.groups,
+        )
+
+    return list(map(item, new, more)), left_out
 
 
 def _require_one_dimension(masks: Masks) -> None:

@@ -1,6 +1,6 @@
 """The header of a Segmentation that was made of another: what is copied, what is new, and what is said of its origin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import CannotConvert
 from segnode.seg.colour import recommended_cielab
+from segnode.seg.convert.groups import GEOMETRY, KeptGroups
 from segnode.seg.frame_items import decimals
 from segnode.seg.header_items import (
     code_item,
@@ -77,11 +78,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What tells planes apart: attributes with their functional groups (keywords), and how they are organized."""
+    """What tells planes apart: attributes with their functional groups (keywords), and how they are organized.
+
+    `shared` are the shared functional groups; `own_geometry` orientation and spacing that are of each frame.
+    """
 
     pointers: tuple[tuple[str, str], ...]
     organization_type: str | None
     shared: Dataset
+    own_geometry: Collection[str] = ()
 
 
 def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime) -> Dataset:
@@ -222,31 +227,32 @@ def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None
     if dimensions.organization_type is not None:
         header.DimensionOrganizationType = dimensions.organization_type
     header.SharedFunctionalGroupsSequence = [dimensions.shared]
-    geometry = ("PixelMeasuresSequence", "PlaneOrientationSequence")
-    if not header.get("FrameOfReferenceUID") and any(keyword in dimensions.shared for keyword in geometry):
+    geometry = any(keyword in dimensions.shared for keyword in GEOMETRY) or dimensions.own_geometry
+    if not header.get("FrameOfReferenceUID") and geometry:
         # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
         series = next((str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", ())), "")
         header.FrameOfReferenceUID = derived_uid("frame of reference", series or str(header.SeriesInstanceUID))
         header.PositionReferenceIndicator = None
 
 
-def shared_groups(source: Segmentation, *, keep_places: bool) -> Dataset:
-    """What all frames share, with orientation and spacing, that some writers say of each frame. Raises CannotConvert."""
+def shared_groups(source: Segmentation, kept: KeptGroups, *, keep_places: bool) -> Dataset:
+    """What all frames share, with orientation and spacing where each frame says the same. Raises CannotConvert."""
     shared = deepcopy(next(iter(source.header.get("SharedFunctionalGroupsSequence") or ()), Dataset()))
-    of_frames = ["SegmentIdentificationSequence", "FrameContentSequence"]
+    of_frames = ["SegmentIdentificationSequence", "FrameContentSequence", *kept.geometry]
     if not keep_places:
-        of_frames += ["PlanePositionSequence", "PlanePositionSlideSequence", "DerivationImageSequence"]
+        of_frames += ["PlanePositionSequence", "PlanePositionSlideSequence"]
     for keyword in of_frames:
         if keyword in shared:
             del shared[keyword]
     table = source.table
     if len(table.orientations) > 1:
         raise CannotConvert("ImageOrientationPatient differs from frame to frame: a segmentation has one for all its frames")
-    if "PlaneOrientationSequence" not in shared and table.orientations and not source.is_tiled:
+    missing = {keyword for keyword in GEOMETRY if keyword not in shared} - kept.own_geometry
+    if "PlaneOrientationSequence" in missing and table.orientations and not source.is_tiled:
         item = Dataset()
         item.ImageOrientationPatient = decimals(table.orientations[0]).split("\\")
         shared.PlaneOrientationSequence = [item]
-    if "PixelMeasuresSequence" not in shared and table.spacings:
+    if "PixelMeasuresSequence" in missing and table.spacings:
         item = Dataset()
         item.PixelSpacing = decimals(table.spacings[0]).split("\\")
         if table.slice_thickness:

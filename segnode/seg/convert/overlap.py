@@ -36,6 +36,8 @@ def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
     for packed in segments.values():
         covered, shared = covered | packed, shared | (covered & packed)
     counts: Counter[Pair] = Counter()
+    if not shared.any():
+        return counts
     inside = {number: cut for number, packed in sorted(segments.items()) if (cut := packed & shared).any()}
     for place, (number, cut) in enumerate(inside.items()):
         for other in list(inside)[:place]:

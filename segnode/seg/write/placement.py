@@ -108,7 +108,7 @@ def on_frames(image: Dataset) -> Placement:
     Tiles of a slide image keep their places in its total pixel matrix. Raises NotAVolume as on_images.
     """
     count, size = int(image.get("NumberOfFrames") or 1), (int(image.Rows), int(image.Columns))
-    sources = [(SourceImage(str(image.SOPClassUID), str(image.SOPInstanceUID), (n,)),) for n in range(1, count + 1)]
+    sources = [(SourceImage(str(image.SOPClassUID), str(image.SOPInstanceUID), (n,), "YES"),) for n in range(1, count + 1)]
     if _is_tiled(image):
         return _on_tiles(image, sources)
     frames = list(image.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * count)
@@ -345,8 +345,8 @@ def _numbers(item: Dataset, keyword: str, count: int) -> tuple[float, ...]:
 
 
 def source_of(image: Dataset) -> SourceImage:
-    """A reference to an image."""
-    return SourceImage(text_of(image, "SOPClassUID"), text_of(image, "SOPInstanceUID"), ())
+    """A reference to an image, whose pixels lie where those of a plane do."""
+    return SourceImage(text_of(image, "SOPClassUID"), text_of(image, "SOPInstanceUID"), (), "YES")
 
 
 def _whole(image: Dataset) -> SourceImage:
@@ -404,7 +404,7 @@ def _offset(
 
 
 def _frames_of(image: Dataset, numbers: tuple[int, ...]) -> tuple[SourceImage, ...]:
-    return (SourceImage(str(image.SOPClassUID), str(image.SOPInstanceUID), numbers),)
+    return (SourceImage(str(image.SOPClassUID), str(image.SOPInstanceUID), numbers, "YES"),)
 
 
 def _frames_by_tile(image: Dataset) -> dict[tuple[int, int], tuple[int, ...]]:

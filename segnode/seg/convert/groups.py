@@ -1,0 +1,230 @@
+"""Functional groups that a conversion does not make itself: they go over to the frames that stand for those they were of."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from io import BytesIO
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from pydicom.datadict import keyword_for_tag
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
+
+from segnode.dicom.elements import ITEM, Buffer, Element, elements, items
+from segnode.dicom.transfer_syntaxes import Encoding
+from segnode.errors import CannotConvert
+from segnode.seg.frame_groups import Measures, SourceImage, read_frame_groups
+from segnode.seg.read import per_frame_sequence
+
+_CONTENT: Final = int(Tag("FrameContentSequence"))
+# Written anew for every frame, of what the table of frames says.
+_MADE: Final = frozenset(
+    int(Tag(keyword))
+    for keyword in (
+        "DerivationImageSequence",
+        "FrameContentSequence",
+        "PlanePositionSequence",
+        "PlanePositionSlideSequence",
+        "SegmentIdentificationSequence",
+    )
+)
+_INDEX_VALUES: Final = struct.pack("<HH2s", 0x0020, 0x9157, b"UL")
+# Of the dimensions of the source, which are not those of the new object.
+_OF_DIMENSIONS: Final = frozenset(int(Tag(k)) for k in ("DimensionIndexValues", "StackID", "InStackPositionNumber"))
+GEOMETRY: Final = ("PixelMeasuresSequence", "PlaneOrientationSequence")
+_GEOMETRY: Final = frozenset(int(Tag(keyword)) for keyword in GEOMETRY)
+_TOLERANCE: Final = 1e-3  # of a length; of 1 where it is a cosine
+_NO_ELEMENTS: Final[Mapping[int, bytes]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a frame says that goes over: elements by their tag, in the encoding that they came in.
+
+    `groups` are whole functional groups, `content` elements of FrameContentSequence.
+    """
+
+    groups: Mapping[int, bytes] = field(default_factory=dict)
+    content: Mapping[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Elements for a frame of the new object, in its encoding: functional groups, and what is in FrameContentSequence."""
+
+    groups: tuple[bytes, ...] = ()
+    content: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class KeptGroups:
+    """What each frame says that goes over, none where no frame says anything, and how it is encoded.
+
+    `are_there` is whether the source has per-frame groups at all; `geometry` which of orientation and spacing are in them, and
+    `own_geometry` which of these differ from frame to frame.
+    """
+
+    frames: Sequence[Kept]
+    encoding: Encoding
+    are_there: bool = False
+    geometry: frozenset[str] = frozenset()
+    own_geometry: frozenset[str] = frozenset()
+
+
+def read_kept_groups(data: Buffer) -> KeptGroups:
+    """The groups of a Part 10 file that go over. Raises NotDicom; CannotConvert for a geometry that only some frames have."""
+    data, sequence = per_frame_sequence(data)
+    if sequence is None:
+        return KeptGroups((), Encoding())
+    frames = [_kept(data, start, end, sequence.encoding) for start, end in items(data, sequence)]
+    said = {tag: {kept.groups[tag] for kept in frames if tag in kept.groups} for tag in _GEOMETRY}
+    geometry = frozenset(_name(tag) for tag, different in said.items() if different)
+    own = frozenset(tag for tag, different in said.items() if len(different) > 1)
+    for tag in own:
+        if any(tag not in kept.groups for kept in frames):
+            raise CannotConvert(
+                f"{_name(tag)} differs from frame to frame, and some frames have none: where they lie is not said"
+            )
+    # What all frames say alike is shared, as `shared_groups` writes it.
+    dropped = _GEOMETRY - own
+    kept = [Kept({t: v for t, v in k.groups.items() if t not in dropped}, k.content) if k.groups else k for k in frames]
+    is_any = any(each.groups or each.content for each in kept)
+    return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), geometry, frozenset(map(_name, own)))
+
+
+def _kept(data: Buffer, start: int, end: int, encoding: Encoding) -> Kept:
+    groups, content = {}, _NO_ELEMENTS
+    for element in elements(data, start, end, encoding):
+        if element.tag == _CONTENT:
+            content = _content(data, element)
+        elif element.tag not in _MADE and element.tag & 0xFFFF:
+            groups[element.tag] = bytes(data[element.begin : element.next])
+    return Kept(groups, content) if groups or content else _NONE
+
+
+_NONE: Final = Kept()
+
+
+def _content(data: Buffer, group: Element) -> Mapping[int, bytes]:
+    # Mostly nothing but the index values, whose header and the item's are 8 bytes each: not worth a walk, ten thousand times.
+    values = bytes(data[group.start + 8 : group.start + 14])
+    if values == _INDEX_VALUES and group.end - group.start == 16 + int.from_bytes(
+        data[group.start + 14 : group.start + 16], "little"
+    ):
+        return _NO_ELEMENTS
+    found = {}
+    for start, end in items(data, group):
+        for element in elements(data, start, end, group.encoding):
+            if element.tag not in _OF_DIMENSIONS and element.tag & 0xFFFF:
+                found[element.tag] = bytes(data[element.begin : element.next])
+    return found or _NO_ELEMENTS
+
+
+def merge(
+    kept: KeptGroups, frames_of_each: Sequence[Sequence[int]], encoding: Encoding
+) -> tuple[list[Written], tuple[str, ...]]:
+    """What goes over to new frames, each of which stands for `frames_of_each` of the source, in the encoding of the new object.
+
+    Then the keywords of functional groups that are left out: frames that one stands for differ in them, and a group is of
+    every frame or of none (C.7.6.16). Raises CannotConvert for frames that differ in their geometry, and for values that cannot
+    be read.
+    """
+    if not kept.frames:
+        return [Written()] * len(frames_of_each), ()
+    merged = [_merged([kept.frames[frame] for frame in frames], kept.encoding) for frames in frames_of_each]
+    everywhere = frozenset.intersection(*(frozenset(each.groups) for each in merged))
+    somewhere = frozenset(tag for each in kept.frames for tag in each.groups)
+
+    @cache
+    def written(element: bytes) -> bytes:
+        return _written(element, kept.encoding, encoding)
+
+    new = [
+        Written(
+            tuple(written(element) for tag, element in each.groups.items() if tag in everywhere),
+            tuple(map(written, each.content.values())),
+        )
+        for each in merged
+    ]
+    return new, tuple(_name(tag) for tag in sorted(somewhere - everywhere))
+
+
+def _merged(frames: Sequence[Kept], encoding: Encoding) -> Kept:
+    """What frames agree in, with the geometry of the first, which is that of all."""
+    first, *others = frames
+    if not others:
+        return first
+    for tag in _GEOMETRY & frozenset(first.groups):
+        for other in others:
+            _require_close(tag, first.groups[tag], other.groups[tag], encoding)
+    return Kept(
+        {t: v for t, v in first.groups.items() if t in _GEOMETRY or all(o.groups.get(t) == v for o in others)},
+        {t: v for t, v in first.content.items() if all(o.content.get(t) == v for o in others)},
+    )
+
+
+def _require_close(tag: int, one: bytes, other: bytes, encoding: Encoding) -> None:
+    if one == other:
+        return
+    ours, theirs = _numbers(one, encoding), _numbers(other, encoding)
+    for keyword, numbers in ours.items():
+        absolute = _TOLERANCE if keyword == "ImageOrientationPatient" else 0
+        if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, absolute):
+            raise CannotConvert(
+                f"frames of segments in one place differ in {keyword} ({_name(tag)}): one frame cannot stand for both;"
+                " make a BINARY or FRACTIONAL of it, whose frames are of one segment"
+            )
+
+
+def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ...]]:
+    """What a group of the geometry says."""
+    item = struct.pack("<HHI" if encoding.little_endian else ">HHI", ITEM >> 16, ITEM & 0xFFFF, len(element)) + element
+    (groups,) = read_frame_groups(item, Element(0, 0, 0, len(item), len(item), encoding))
+    measures = groups.measures or Measures(None, None, None)
+    lengths = {"SliceThickness": measures.slice_thickness, "SpacingBetweenSlices": measures.spacing_between_slices}
+    return {
+        "PixelSpacing": measures.spacing or (),
+        "ImageOrientationPatient": groups.orientation or (),
+        **{keyword: () if length is None else (length,) for keyword, length in lengths.items()},
+    }
+
+
+def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
+    """An element in another encoding, little endian. Raises CannotConvert."""
+    if (encoding.implicit_vr, encoding.little_endian) == (wanted.implicit_vr, wanted.little_endian):
+        return element
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, wanted.implicit_vr
+    try:
+        dataset = read_dataset(BytesIO(element), encoding.implicit_vr, encoding.little_endian)
+        dataset.decode()
+        write_dataset(file, dataset)
+    except Exception as error:
+        group, number = struct.unpack_from("<HH" if encoding.little_endian else ">HH", element)
+        what = f"{_name(group << 16 | number)} of a frame holds values that are not of their VR"
+        raise CannotConvert(f"{what} ({type(error).__name__}): they cannot be written in another transfer syntax") from error
+    return file.getvalue()
+
+
+def merged_sources(found: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
+    """Each source image once; what is said of its spatial locations is what all of them say, or else that one is not preserved.
+
+    REORIENTED_ONLY is left out: it needs a PatientOrientation (C.7.6.16.2.6), which is not kept.
+    """
+    said: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
+    for source in found:
+        said.setdefault(source[:3], set()).add(source.spatial_locations_preserved)
+    return tuple(SourceImage(*source, _preserved(values)) for source, values in said.items())
+
+
+def _preserved(said: set[str]) -> str:
+    return "NO" if "NO" in said else "YES" if said == {"YES"} else ""
+
+
+def _name(tag: int) -> str:
+    return keyword_for_tag(tag) or f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
