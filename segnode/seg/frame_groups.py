@@ -26,7 +26,6 @@ _EXPLICIT_LITTLE: Final = Encoding()
 _ITEM_TAG: Final = b"\xfe\xff\x00\xe0"
 _ITEM_HEADER: Final = struct.Struct("<4sI")
 _SEQUENCE_HEADER: Final = struct.Struct("<4x2s2xI")
-_TAG: Final = struct.Struct("<HH")
 # The headers of FrameContentSequence, its only item, and DimensionIndexValues in it.
 _ALONE: Final = struct.Struct("<8sI4sI6sH")
 _CONTENT_START: Final = b"\x20\x00\x11\x91SQ\0\0"
@@ -136,14 +135,32 @@ def _differing(vectors: Iterable[tuple[float, ...]], relative: float, absolute: 
 def read_frame_groups(buffer: Buffer, sequence: Element) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
     decoded: dict[bytes, tuple[str, object] | None] = {}
+    found = []
+    for elements_of_item in item_elements(buffer, sequence):
+        groups = FrameGroups()
+        for element in elements_of_item:
+            if element not in decoded:
+                decoded[element] = _decoded(element, sequence.encoding)
+            said = decoded[element]
+            if said is not None:
+                setattr(groups, *said)
+        found.append(groups)
+    return found
+
+
+def item_elements(buffer: Buffer, sequence: Element) -> list[list[bytes]]:
+    """The elements of each item of a sequence, as they are written. Raises NotDicom."""
     if sequence.encoding == _EXPLICIT_LITTLE:
-        groups = _of_known_lengths(bytes(buffer[sequence.start : sequence.end]), decoded)
-        if groups is not None:
-            return groups
-    return [_read_item(buffer, start, end, sequence.encoding, decoded) for start, end in items(buffer, sequence)]
+        found = _of_known_lengths(bytes(buffer[sequence.start : sequence.end]))
+        if found is not None:
+            return found
+    return [
+        [bytes(buffer[element.begin : element.next]) for element in elements(buffer, start, end, sequence.encoding)]
+        for start, end in items(buffer, sequence)
+    ]
 
 
-def _of_known_lengths(data: bytes, decoded: dict[bytes, tuple[str, object] | None]) -> list[FrameGroups] | None:
+def _of_known_lengths(data: bytes) -> list[list[bytes]] | None:
     """Items that nearly all writers make: of known lengths, with nothing but sequences in them. None for any other."""
     found, place = [], 0
     while place < len(data):
@@ -154,7 +171,7 @@ def _of_known_lengths(data: bytes, decoded: dict[bytes, tuple[str, object] | Non
         end = place + length
         if tag != _ITEM_TAG or end > len(data):
             return None
-        groups = FrameGroups()
+        item = []
         while place < end:
             if end - place < _SEQUENCE_HEADER.size:
                 return None
@@ -162,50 +179,36 @@ def _of_known_lengths(data: bytes, decoded: dict[bytes, tuple[str, object] | Non
             after = place + _SEQUENCE_HEADER.size + length
             if vr != b"SQ" or after > end:
                 return None
-            key = data[place:after]
-            if key not in decoded:
-                group, number = _TAG.unpack_from(key)
-                element = Element(group << 16 | number, 0, _SEQUENCE_HEADER.size, len(key), len(key), _EXPLICIT_LITTLE)
-                decoded[key] = _index_values_alone(key) or _decoded(key, element)
-            said = decoded[key]
-            if said is not None:
-                setattr(groups, *said)
+            item.append(data[place:after])
             place = after
-        found.append(groups)
+        found.append(item)
     return found
 
 
-def _index_values_alone(key: bytes) -> tuple[str, object] | None:
-    """What the frame content, which differs in every frame, nearly always is: dimension index values and nothing else."""
-    size = len(key) - _ALONE.size
-    if size < 0 or key[: _ALONE.size] != _ALONE.pack(
+def index_values_alone(element: bytes) -> tuple[int, ...] | None:
+    """DimensionIndexValues of a frame content that holds nothing else: it differs in every frame, and nearly always does.
+
+    None for any other element, and any that is not explicit little endian.
+    """
+    size = len(element) - _ALONE.size
+    if size < 0 or element[: _ALONE.size] != _ALONE.pack(
         _CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size & 0xFFFF
     ):
         return None
-    return "dimension_index_values", struct.unpack_from(f"<{size // 4}I", key, _ALONE.size)
+    return struct.unpack_from(f"<{size // 4}I", element, _ALONE.size)
 
 
-def _read_item(
-    buffer: Buffer, start: int, end: int, encoding: Encoding, decoded: dict[bytes, tuple[str, object] | None]
-) -> FrameGroups:
-    groups = FrameGroups()
-    for element in elements(buffer, start, end, encoding):
-        key = bytes(buffer[element.begin : element.end])
-        if key not in decoded:
-            decoded[key] = _decoded(buffer, element)
-        said = decoded[key]
-        if said is not None:
-            setattr(groups, *said)
-    return groups
-
-
-def _decoded(buffer: Buffer, element: Element) -> tuple[str, object] | None:
+def _decoded(data: bytes, encoding: Encoding) -> tuple[str, object] | None:
     """The field of FrameGroups that an element says something of, and what; None where it is of no interest."""
+    alone = index_values_alone(data) if encoding == _EXPLICIT_LITTLE else None
+    if alone is not None:
+        return "dimension_index_values", alone
+    element = next(elements(data, 0, len(data), encoding))
     reader = _READERS.get(element.tag)
     if reader is None:
         return None
     name, read = reader
-    return name, read([_Item(buffer, *place, element.encoding) for place in items(buffer, element)])
+    return name, read([_Item(data, *place, element.encoding) for place in items(data, element)])
 
 
 class _Item:

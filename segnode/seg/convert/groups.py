@@ -1,9 +1,9 @@
 """Functional groups that a conversion does not make itself: they go over to the frames that stand for those they were of."""
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from types import MappingProxyType
 from typing import Final
@@ -15,10 +15,10 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
-from segnode.dicom.elements import ITEM, Buffer, Element, elements, items
+from segnode.dicom.elements import ITEM, Buffer, Element, elements
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import CannotConvert
-from segnode.seg.frame_groups import Measures, SourceImage, read_frame_groups
+from segnode.seg.frame_groups import Measures, SourceImage, index_values_alone, item_elements, read_frame_groups
 from segnode.seg.read import per_frame_sequence
 
 _CONTENT: Final = int(Tag("FrameContentSequence"))
@@ -33,7 +33,6 @@ _MADE: Final = frozenset(
         "SegmentIdentificationSequence",
     )
 )
-_INDEX_VALUES: Final = struct.pack("<HH2s", 0x0020, 0x9157, b"UL")
 # Of the dimensions of the source, which are not those of the new object.
 _OF_DIMENSIONS: Final = frozenset(int(Tag(k)) for k in ("DimensionIndexValues", "StackID", "InStackPositionNumber"))
 GEOMETRY: Final = ("PixelMeasuresSequence", "PlaneOrientationSequence")
@@ -81,7 +80,8 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     data, sequence = per_frame_sequence(data)
     if sequence is None:
         return KeptGroups((), Encoding())
-    frames = [_kept(data, start, end, sequence.encoding) for start, end in items(data, sequence)]
+    tag_of = cache(partial(_tag_in, encoding=sequence.encoding))
+    frames = [_kept(item, sequence.encoding, tag_of) for item in item_elements(data, sequence)]
     said = {tag: {kept.groups[tag] for kept in frames if tag in kept.groups} for tag in _GEOMETRY}
     geometry = frozenset(_name(tag) for tag, different in said.items() if different)
     own = frozenset(tag for tag, different in said.items() if len(different) > 1)
@@ -97,32 +97,36 @@ def read_kept_groups(data: Buffer) -> KeptGroups:
     return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), geometry, frozenset(map(_name, own)))
 
 
-def _kept(data: Buffer, start: int, end: int, encoding: Encoding) -> Kept:
+def _kept(item: Sequence[bytes], encoding: Encoding, tag_of: Callable[[bytes], int]) -> Kept:
     groups, content = {}, _NO_ELEMENTS
-    for element in elements(data, start, end, encoding):
-        if element.tag == _CONTENT:
-            content = _content(data, element)
-        elif element.tag not in _MADE and element.tag & 0xFFFF:
-            groups[element.tag] = bytes(data[element.begin : element.next])
+    for element in item:
+        if index_values_alone(element) is not None:
+            continue
+        tag = tag_of(element)
+        if tag == _CONTENT:
+            content = _content(element, encoding)
+        elif tag not in _MADE and tag & 0xFFFF:
+            groups[tag] = element
     return Kept(groups, content) if groups or content else _NONE
 
 
 _NONE: Final = Kept()
 
 
-def _content(data: Buffer, group: Element) -> Mapping[int, bytes]:
-    # Mostly nothing but the index values, whose header and the item's are 8 bytes each: not worth a walk, ten thousand times.
-    values = bytes(data[group.start + 8 : group.start + 14])
-    if values == _INDEX_VALUES and group.end - group.start == 16 + int.from_bytes(
-        data[group.start + 14 : group.start + 16], "little"
-    ):
-        return _NO_ELEMENTS
+def _content(data: bytes, encoding: Encoding) -> Mapping[int, bytes]:
+    group = next(elements(data, 0, len(data), encoding))
     found = {}
-    for start, end in items(data, group):
-        for element in elements(data, start, end, group.encoding):
-            if element.tag not in _OF_DIMENSIONS and element.tag & 0xFFFF:
-                found[element.tag] = bytes(data[element.begin : element.next])
+    for item in item_elements(data, group):
+        for element in item:
+            tag = _tag_in(element, group.encoding)
+            if tag not in _OF_DIMENSIONS and tag & 0xFFFF:
+                found[tag] = element
     return found or _NO_ELEMENTS
+
+
+def _tag_in(element: bytes, encoding: Encoding) -> int:
+    group, number = struct.unpack_from("<HH" if encoding.little_endian else ">HH", element)
+    return int(group) << 16 | int(number)
 
 
 def merge(
@@ -205,8 +209,7 @@ def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
         dataset.decode()
         write_dataset(file, dataset)
     except Exception as error:
-        group, number = struct.unpack_from("<HH" if encoding.little_endian else ">HH", element)
-        what = f"{_name(group << 16 | number)} of a frame holds values that are not of their VR"
+        what = f"{_name(_tag_in(element, encoding))} of a frame holds values that are not of their VR"
         raise CannotConvert(f"{what} ({type(error).__name__}): they cannot be written in another transfer syntax") from error
     return file.getvalue()
 
