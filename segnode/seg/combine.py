@@ -145,7 +145,7 @@ def overlaps_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequen
 
 def describe_overlaps(counts: Mapping[tuple[int, int], int], *, are_all: bool = True) -> str:
     """Which segments overlap, the largest overlap first; `are_all` unless there were too many pairs to count."""
-    pairs = sorted(counts.items(), key=lambda pair: -pair[1])
+    pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     named = ", ".join(f"{a} and {b} in {voxels} voxels" for (a, b), voxels in pairs[:_MOST_NAMED])
     more = f", and {len(pairs) - _MOST_NAMED} other pairs" if len(pairs) > _MOST_NAMED else ""
     least = "" if are_all else "at least "
