@@ -4,8 +4,10 @@ import os
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from segnode.seg_cli import seg
 if TYPE_CHECKING:
     from segnode.backup import Watch
     from segnode.pipeline.replay import Replayed
+    from segnode.pipeline.trial import SeriesTrial
 
 _config_option = click.option(
     "--config",
@@ -108,13 +111,18 @@ def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
     from segnode.dimse.scu import send_files
 
     config = read_config(config_file)
-    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    files = _files(paths)
     address = _dimse_address(config.destinations, to)
     with click.progressbar(
         send_files(files, address, config.node.ae_title), length=len(files), label="sending", file=sys.stderr
     ) as sent:
         count = sum(1 for _ in sent)
     click.echo(f"{count} sent to {address.ae_title}")
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files as they are given, and all in folders."""
+    return sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
 @main.group(invoke_without_command=True)
@@ -201,12 +209,14 @@ def cancel(config: Config, job_id: str) -> None:
 @click.pass_obj
 def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) -> None:
     """Ask every rule that selects the series of this UID about it now, however long ago its images came."""
-    from segnode.node import open_index, open_jobs
+    from segnode.node import object_file, open_index, open_jobs
+    from segnode.pipeline.assemble import image_values
     from segnode.pipeline.replay import replay
     from segnode.pipeline.rules import resolve_rules
 
-    rows = open_jobs(config)
-    found = replay(open_index(config), rows, resolve_rules(config), series, time.time(), dry_run=dry_run)
+    rows, index = open_jobs(config), open_index(config)
+    values = image_values(index, partial(object_file, config))
+    found = replay(index, rows, resolve_rules(config), values, series, time.time(), dry_run=dry_run)
     if as_json:
         _echo_json(found)
         return
@@ -214,6 +224,56 @@ def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) 
         click.echo(f"no rule of the configuration selects series {series}")
     for replayed in found:
         click.echo(f"{replayed.id}  {replayed.model}  {_outcome(replayed)}")
+
+
+@main.group()
+def rules() -> None:
+    """What the rules of the configuration do."""
+
+
+@rules.command("test")
+@_config_option
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--calling-ae", default="", help="Who would send them, where rules ask for that.")
+@click.option("--called-ae", help="As which AE title the node would be called; its own by default.")
+@click.option("--host", default="", help="The address of the host that would send them.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def test_rules(
+    config_file: Path | None,
+    paths: Sequence[Path],
+    calling_ae: str,
+    called_ae: str | None,
+    host: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Say what the rules would do with DICOM files, and those in folders; nothing is done. Exit code 1 where none acts."""
+    from segnode.pipeline.rules import resolve_rules
+    from segnode.pipeline.trial import try_rules
+    from segnode.store.index import Sender
+
+    config = read_config(config_file)
+    sender = Sender(calling_ae, config.node.ae_title if called_ae is None else called_ae, host)
+    trial = try_rules(config, resolve_rules(config), _files(paths), sender)
+    if as_json:
+        _echo_json(trial)
+    else:
+        for series in trial.series:
+            _echo_trial(series)
+        for reason, count in Counter(file.reason for file in trial.refused).items():
+            click.echo(f"{count} file(s) would not be received: {reason}", err=True)
+    sys.exit(0 if any(rule.selects for series in trial.series for rule in series.rules) else 1)
+
+
+def _echo_trial(series: "SeriesTrial") -> None:
+    click.echo(f"series {series.series}: {series.images} image(s); volume: {series.volume}")
+    for rule in series.rules:
+        if rule.selects:
+            to = ", ".join(f"{name} as {' or '.join(forms)}" for name, forms in rule.send_to.items()) or "nobody: it stays here"
+            click.echo(f"  rules[{rule.place}] acts: {rule.model}, {rule.quiet:g} s after the last image; sent to {to}")
+        for lacking in rule.unsatisfied:
+            has = " and ".join(map(repr, lacking.found)) or "empty"
+            click.echo(f"  rules[{rule.place}] does not act: {lacking.key} is {has}, and it asks for {lacking.asked}")
 
 
 @main.command()

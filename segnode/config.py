@@ -1,5 +1,6 @@
 """The configuration: a TOML file read once into one frozen value; whatever is wrong with it stops the start."""
 
+import difflib
 import os
 import re
 import tomllib
@@ -9,8 +10,9 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from segnode.dicom.attributes import RULE_ATTRIBUTES
+from segnode.dicom.attributes import RULE_ATTRIBUTES, SENDER_KEYS
 from segnode.dicom.codes import Code
+from segnode.dicom.matching import Condition, When
 from segnode.errors import ConfigError
 
 FormName = Literal["labelmap:jpeg-ls", "labelmap:rle", "labelmap:native"]
@@ -26,6 +28,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 _DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)")
+
+
+_UNMATCHED_VRS: Final = frozenset(("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN"))
+_CONDITIONS: Final = (
+    "text with * and ?, a list of such texts, { min = 1, max = 2 } (one of them suffices), { present = true } or { not = … }"
+)
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,7 +102,7 @@ class DestinationConfig(_Table, frozen=True):
 class RuleConfig(_Table, frozen=True):
     """`[[rules]]`: which series go to which model, and where the result goes."""
 
-    when: dict[str, _Text]
+    when: dict[str, When]
     model: str
     send_to: tuple[str, ...] = ()
     quiet: _Seconds = 60.0
@@ -170,6 +178,7 @@ def parse_config(text: str, folder: Path) -> Config:
     _require_known_keys(raw, Config, "")
     if "models" in raw:
         raw.setdefault("rules", [])  # the default rule is for the default model
+    _require_readable_conditions(raw.get("rules"))
     try:
         config = msgspec.convert({**raw, "folder": folder}, Config)
     except msgspec.ValidationError as error:
@@ -293,10 +302,42 @@ def _require_model(model: ModelConfig, path: str) -> None:
         raise ConfigError(f"{path}.run: {model.run!r} is no model; allowed: python:module or python:module:callable")
 
 
+def _require_readable_conditions(rules: Any) -> None:
+    """Msgspec does not say which condition it cannot read."""
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        when = rule.get("when") if isinstance(rule, dict) else None
+        for keyword, value in when.items() if isinstance(when, dict) else ():
+            try:
+                readable = _says_something(msgspec.convert(value, When))
+            except msgspec.ValidationError:
+                readable = False
+            if not readable:
+                raise ConfigError(f"rules[{index}].when.{keyword}: {value!r} is no condition; allowed: {_CONDITIONS}")
+
+
+def _says_something(when: When) -> bool:
+    if isinstance(when, Condition):
+        return when.kinds == 1 and (when.excluded is None or _says_something(when.excluded))
+    return bool(when)
+
+
+def _require_attribute(keyword: str, path: str) -> None:
+    if keyword in RULE_ATTRIBUTES or keyword in SENDER_KEYS:
+        return
+    from pydicom.datadict import dictionary_VR, tag_for_keyword  # noqa: PLC0415  it takes longer than all the rest
+
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        known = [*RULE_ATTRIBUTES, *SENDER_KEYS]
+        meant = difflib.get_close_matches(keyword, known, 3) or known
+        raise ConfigError(f"{path}: there is no such attribute; allowed: {', '.join(meant)}, or any other keyword of PS3.6")
+    if dictionary_VR(tag) in _UNMATCHED_VRS:
+        raise ConfigError(f"{path}: sequences and bulk data cannot be matched; name an attribute that holds text or numbers")
+
+
 def _require_rule(rule: RuleConfig, config: Config, path: str) -> None:
     for keyword in rule.when:
-        if keyword not in RULE_ATTRIBUTES:
-            raise ConfigError(f"{path}.when.{keyword}: not an attribute of a series; allowed: {', '.join(RULE_ATTRIBUTES)}")
+        _require_attribute(keyword, f"{path}.when.{keyword}")
     models = [model.name for model in config.models]
     if rule.model not in models:
         raise ConfigError(f"{path}.model: there is no model {rule.model!r}; allowed: {', '.join(models)}")

@@ -41,7 +41,7 @@ from segnode.store.index import Index
 from segnode.store.jobs import Jobs
 from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
 from segnode.store.measures import Measures, Meter
-from segnode.store.objects import SHELVES, ObjectStore
+from segnode.store.objects import SHELVES, ObjectStore, object_path
 
 if TYPE_CHECKING:
     from segnode.models.process import ModelProcess
@@ -115,6 +115,11 @@ def open_jobs(config: Config) -> Jobs:
 def open_index(config: Config) -> Index:
     """The rows of what is held, to be read; made where there are none. The data folder is there."""
     return Index(open_database(config.data / "index.sqlite"))
+
+
+def object_file(config: Config, key: str) -> Path:
+    """Where the object of that key lies."""
+    return object_path(config.data / "objects", key)
 
 
 def destinations(config: Config) -> Mapping[str, Destination]:
@@ -214,7 +219,7 @@ class _Worker:
 
     def _wire(self, config: Config, running: Mapping[tuple[str, str], "ModelProcess"]) -> _Wiring:
         """Wire a configuration, with the models that run already where they are the same. Raises ConfigError, LabelError."""
-        from segnode.pipeline.assemble import Assembler
+        from segnode.pipeline.assemble import Assembler, image_values
         from segnode.pipeline.deliver import Deliverer
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.infer import Inferrer, Labelmaps
@@ -234,7 +239,8 @@ class _Worker:
         deliverer = Deliverer(store.objects, store.index, store.jobs, destinations(config), forms, sent, time.time)
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
-        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, time.time), models)
+        values = image_values(store.index, store.objects.path)
+        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, values, time.time), models)
 
     def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
         """The process of a model, which has loaded it. Raises ConfigError when it cannot."""

@@ -42,5 +42,7 @@ INSTANCE_ATTRIBUTES: Final = (
 )
 UID_ATTRIBUTES: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
-# What a rule's `when` may name: what is one value for a whole series.
+# Of patient, study and series: one value for all images of a series, which the index keeps.
 RULE_ATTRIBUTES: Final = (*STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES)
+# What a rule may ask of the sender of a series; these are no keywords of attributes.
+SENDER_KEYS: Final = ("calling_ae", "called_ae", "host")

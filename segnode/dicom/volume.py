@@ -66,7 +66,7 @@ def read_volume(slices: Slices, images: Iterable[Dataset]) -> Volume:
     array = np.empty((len(slices.images), first.Rows, first.Columns), np.float32)
     for plane, image in zip(array, images, strict=True):
         plane[:] = _modality_values(image)
-    series = {keyword: _as_text(first.get(keyword)) for keyword in RULE_ATTRIBUTES if first.get(keyword) not in (None, "")}
+    series = {keyword: as_text(first.get(keyword)) for keyword in RULE_ATTRIBUTES if first.get(keyword) not in (None, "")}
     return Volume(array, slices.affine, series, tuple(str(image.SOPInstanceUID) for image in slices.images))
 
 
@@ -117,5 +117,8 @@ def _modality_values(image: Dataset) -> npt.NDArray[np.float32]:
     return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value of an attribute as DICOM text, several joined by a backslash; empty where there is none."""
+    if value is None:
+        return ""
     return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)

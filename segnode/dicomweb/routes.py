@@ -16,7 +16,7 @@ from segnode.dicomweb import qido, wado
 from segnode.dicomweb.stow import StoreRequest, boundary_of
 from segnode.errors import NotFound
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import Instance, Level
+from segnode.store.index import Instance, Level, Sender
 
 _JSON: Final = "application/dicom+json"
 _BLOCK: Final = 1 << 20
@@ -50,7 +50,8 @@ class DicomWeb:
         if boundary is None:
             reason = 'the body must be multipart/related; type="application/dicom"'
             return Response(reason, 415, media_type="text/plain")
-        store = StoreRequest(self.receiver, boundary, request.path_params.get("study"))
+        sender = Sender(host=request.client.host if request.client else "")
+        store = StoreRequest(self.receiver, boundary, request.path_params.get("study"), sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
                 async for block in _blocks(request):

@@ -12,7 +12,7 @@ from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
 from segnode.errors import BadRequest, Refusal
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import Instance
+from segnode.store.index import Instance, Sender
 from segnode.store.objects import Spool
 
 if TYPE_CHECKING:
@@ -89,9 +89,10 @@ def boundary_of(content_type: str) -> str | None:
 class StoreRequest:
     """The body of one request, fed in blocks; what was received by then stays received when the body breaks off."""
 
-    def __init__(self, receiver: Receiver, boundary: str, study: str | None) -> None:
+    def __init__(self, receiver: Receiver, boundary: str, study: str | None, sender: Sender) -> None:
         self._receiver = receiver
         self._study = study
+        self._sender = sender
         self._spool: Spool | None = None
         self._refusal: Refusal | None = None
         self._ended = False
@@ -155,7 +156,7 @@ class StoreRequest:
 
     def _receive(self, spool: Spool) -> None:
         spool.complete()
-        self._instances.append(self._receiver.receive(spool.path, self._study))
+        self._instances.append(self._receiver.receive(spool.path, self._study, sender=self._sender))
 
     def _attempt(self, step: Callable[..., None], *arguments: Any) -> None:
         """A part that is refused ends with a failure item; the parts behind it go on."""

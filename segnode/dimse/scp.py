@@ -14,6 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
@@ -25,7 +26,7 @@ from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_
 from segnode.dimse.switches import set_switches
 from segnode.errors import OutOfResources, Refusal
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import OpenAssociation
+from segnode.store.index import OpenAssociation, Sender
 from segnode.store.leases import Lease
 from segnode.store.objects import ObjectStore, Spool
 
@@ -204,7 +205,7 @@ class _Door:
     def _receive(self, event: Event, association: OpenAssociation | None) -> Dataset:
         try:
             event.request._dataset_file.complete()  # type: ignore[union-attr]  # the switches say what it is
-            self._receiver.receive(event.dataset_path, association=association)
+            self._receiver.receive(event.dataset_path, association=association, sender=_sender(event.assoc))
         except Refusal as refusal:
             _log.warning("refused", reason=str(refusal), calling_ae=event.assoc.requestor.ae_title)
             return _response(STATUS_OF[type(refusal)], str(refusal), refusal.attribute)
@@ -212,6 +213,12 @@ class _Door:
             _log.exception("storing broke")
             return _response(PROCESSING_FAILURE, "unforeseen error; the node's log has the details")
         return _response(SUCCESS)
+
+
+def _sender(association: Association) -> Sender:
+    proposed = association.requestor.primitive
+    called = proposed.called_ae_title if isinstance(proposed, A_ASSOCIATE) else ""
+    return Sender(association.requestor.ae_title.strip(), str(called).strip(), str(association.requestor.address))
 
 
 def _response(status: int, comment: str = "", attribute: str | None = None) -> Dataset:

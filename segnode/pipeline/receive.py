@@ -10,7 +10,7 @@ import structlog
 from segnode.dicom.header import Contributor, Header, read_header
 from segnode.dicom.uids import MANUFACTURER
 from segnode.errors import Mismatch, OutOfResources, Refusal
-from segnode.store.index import Index, Instance, OpenAssociation, Origin
+from segnode.store.index import Index, Instance, OpenAssociation, Origin, Sender
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 
@@ -31,7 +31,13 @@ class Receiver:
     low_watermark: int
     clock: Callable[[], float]
 
-    def receive(self, path: Path, study: str | None = None, association: OpenAssociation | None = None) -> Instance:
+    def receive(
+        self,
+        path: Path,
+        study: str | None = None,
+        association: OpenAssociation | None = None,
+        sender: Sender | None = None,
+    ) -> Instance:
         """Keep the object in a file, or find that it is held already, which changes nothing.
 
         `study` is the study it must be of, where the sender said so. When this returns, the object is durable. Raises
@@ -42,7 +48,7 @@ class Receiver:
         try:
             if study is not None and header.study_instance_uid != study:
                 raise Mismatch("StudyInstanceUID of the data set is not the study of the request", "StudyInstanceUID")
-            instance = self._hold(path, header, self._origin(header), association)
+            instance = self._hold(path, header, self._origin(header), association, sender)
         except Refusal as refusal:
             refusal.identity = (header.sop_class_uid, header.sop_instance_uid)
             raise
@@ -53,20 +59,35 @@ class Receiver:
         """Keep an object that the node has made. Raises OutOfResources."""
         with path.open("rb") as file:
             header = read_header(file)
-        return self._hold(path, header, "made", None)
+        return self._hold(path, header, "made")
 
     def _origin(self, header: Header) -> Origin:
         """What the node has made starts no work, also when an archive sends it back and its row is gone."""
         return "made" if Contributor(MANUFACTURER, self.ae_title) in header.contributors else "received"
 
-    def _hold(self, path: Path, header: Header, origin: Origin, association: OpenAssociation | None) -> Instance:
+    def _hold(
+        self,
+        path: Path,
+        header: Header,
+        origin: Origin,
+        association: OpenAssociation | None = None,
+        sender: Sender | None = None,
+    ) -> Instance:
         digest = data_set_digest(path, header)
-        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association)
+        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association, sender)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held
 
-    def _keep(self, path: Path, header: Header, digest: str, origin: Origin, association: OpenAssociation | None) -> Instance:
+    def _keep(
+        self,
+        path: Path,
+        header: Header,
+        digest: str,
+        origin: Origin,
+        association: OpenAssociation | None,
+        sender: Sender | None,
+    ) -> Instance:
         size = path.stat().st_size
         if origin == "received" and self.objects.free_bytes() - size < self.low_watermark:
             raise OutOfResources(
@@ -75,7 +96,7 @@ class Receiver:
         key = self.objects.keep(path)
         held = None
         try:
-            held = self.index.add(header, key, size, digest, origin, self.clock(), association)
+            held = self.index.add(header, key, size, digest, origin, self.clock(), association, sender)
         finally:
             if held is None or held.object_key != key:
                 self.objects.delete(key)

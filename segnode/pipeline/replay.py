@@ -9,8 +9,8 @@ from msgspec import Meta
 from segnode.dicom.uids import is_uid
 from segnode.errors import NotFound
 from segnode.pipeline.job_document import rule_name
-from segnode.pipeline.rules import Rule, documents
-from segnode.pipeline.sweep import content_digest, decision_of
+from segnode.pipeline.rules import Rule, documents, series_values
+from segnode.pipeline.sweep import ImageValues, content_digest, decision_of
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Jobs, State
 
@@ -26,7 +26,14 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 def replay(
-    index: Index, jobs: Jobs, rules: Sequence[Rule], series_instance_uid: str, now: float, *, dry_run: bool
+    index: Index,
+    jobs: Jobs,
+    rules: Sequence[Rule],
+    image_values: ImageValues,
+    series_instance_uid: str,
+    now: float,
+    *,
+    dry_run: bool,
 ) -> list[Replayed]:
     """Commit a decision on a series for each rule that selects it; a dry run writes nothing.
 
@@ -36,8 +43,11 @@ def replay(
     images = index.images(series_instance_uid) if is_uid(series_instance_uid) else []
     if not images:
         raise NotFound(f"no images of series {series_instance_uid!r} are held")
-    attributes = index.series(series_instance_uid)
-    selecting = [rule for rule in rules if rule.selects(attributes)]
+    values = series_values(index.series(series_instance_uid), index.senders(series_instance_uid))
+    possible = [rule for rule in rules if not rule.unsatisfied(values)]
+    asked = frozenset().union(*(rule.image_keywords for rule in possible))
+    of_images = image_values(series_instance_uid, asked, now) if asked else {}
+    selecting = [rule for rule in possible if not rule.unsatisfied(of_images)]
     if not dry_run:
         jobs.load_rules(documents(selecting), now)
     content = content_digest(image.sop_instance_uid for image in images)

@@ -1,16 +1,19 @@
 """Rules as the pipeline knows them: resolved with their model and label dictionary, and named by a digest of all that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from segnode.config import Config, FormName, ModelConfig, RuleConfig
-from segnode.dicom.matching import matches
+from segnode.dicom.attributes import RULE_ATTRIBUTES, SENDER_KEYS
+from segnode.dicom.matching import When, satisfied
 from segnode.dicom.uids import derived_digest
 from segnode.errors import LabelError
 from segnode.seg.segments import LabelDictionary, read_label_dictionary
+from segnode.store.index import Sender
 
 
 class Rule(msgspec.Struct, frozen=True, dict=True):
@@ -26,7 +29,7 @@ class Rule(msgspec.Struct, frozen=True, dict=True):
         """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
         return derived_digest(
             "rule",
-            [f"{keyword}={value}" for keyword, value in sorted(self.config.when.items())],
+            [f"{keyword}={asked(when)}" for keyword, when in sorted(self.config.when.items())],
             self.config.send_to,
             (self.model.name, self.model.version),
             msgspec.json.encode(self.dictionary).decode(),
@@ -37,9 +40,35 @@ class Rule(msgspec.Struct, frozen=True, dict=True):
         """The rule as it is kept beside the jobs that it has decided."""
         return msgspec.json.encode(self).decode()
 
-    def selects(self, attributes: Mapping[str, str]) -> bool:
-        """Whether a series with these attributes is this rule's."""
-        return all(matches(value, attributes.get(keyword, "")) for keyword, value in self.config.when.items())
+    @property
+    def image_keywords(self) -> frozenset[str]:
+        """The attributes it asks of every image: those that are not one value for the whole series."""
+        return frozenset(self.config.when) - {*RULE_ATTRIBUTES, *SENDER_KEYS}
+
+    def unsatisfied(self, values: "SeriesValues") -> list[str]:
+        """The keys of its conditions that a series with these values does not satisfy; those without a value are left out.
+
+        What differs from image to image satisfies a condition if that of any image does.
+        """
+        return [key for key, when in self.config.when.items() if key in values and not satisfied(when, values[key])]
+
+
+# The values of a series by the keys that rules ask for: attributes by keyword, and who sent it. An image without one has "".
+SeriesValues = Mapping[str, Collection[str]]
+
+
+def series_values(attributes: Mapping[str, str], senders: Iterable[Sender]) -> SeriesValues:
+    """What is known of a series without looking at its images."""
+    sent = [asdict(sender) for sender in senders] or [asdict(Sender())]
+    return {
+        **{keyword: (attributes.get(keyword, ""),) for keyword in RULE_ATTRIBUTES},
+        **{key: {each[key] for each in sent} for key in SENDER_KEYS},
+    }
+
+
+def asked(when: When) -> str:
+    """A condition as text."""
+    return when if isinstance(when, str) else msgspec.json.encode(when).decode()
 
 
 def resolve_rules(config: Config) -> Sequence[Rule]:

@@ -4,19 +4,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segnode.dicom.uids import derived_digest
-from segnode.pipeline.rules import Rule
+from segnode.pipeline.rules import Rule, SeriesValues, series_values
 from segnode.store.index import Index, QuietSeries
 from segnode.store.jobs import Decision, Jobs
+
+# The values of these attributes in the images of a series, as these were at a time.
+ImageValues = Callable[[str, frozenset[str], float], SeriesValues]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Decides on series that have been quiet for long enough; a repeat decides nothing new."""
+    """Decides on series that have been quiet for long enough; a repeat decides nothing new.
+
+    `image_values` reads attributes of the images of a series as they are at a time.
+    """
 
     index: Index
     jobs: Jobs
     rules: Sequence[Rule]
     first_loaded: Mapping[str, float]
+    image_values: ImageValues
     clock: Callable[[], float]
 
     def decide(self) -> None:
@@ -29,13 +36,15 @@ class Sweep:
 
         Jobs of fewer images are cancelled when nobody has their SEG yet.
         """
+        values = series_values(series.attributes, self.index.senders(series.series_instance_uid))
         selecting = [
             rule
             for rule in self.rules
-            if rule.selects(series.attributes) and self.first_loaded[rule.digest] <= series.last_received_at
+            if self.first_loaded[rule.digest] <= series.last_received_at and not rule.unsatisfied(values)
         ]
         quiet_for = self.clock() - series.last_received_at
-        due = [rule for rule in selecting if quiet_for >= rule.config.quiet and not series.is_being_sent]
+        complete = [rule for rule in selecting if quiet_for >= rule.config.quiet and not series.is_being_sent]
+        due = [rule for rule in complete if self._images_satisfy(rule, series)]
         unsent = self.jobs.unsent(series.series_instance_uid)
         if due or unsent:
             images = self.index.images(series.series_instance_uid)
@@ -47,8 +56,14 @@ class Sweep:
                 return  # it came while this was looked at
             for rule in due:
                 self.jobs.decide(decision_of(series.series_instance_uid, content, rule), self.clock())
-        if len(due) == len(selecting):
+        if len(complete) == len(selecting):
             self.index.set_considered(series)
+
+    def _images_satisfy(self, rule: Rule, series: QuietSeries) -> bool:
+        keywords = rule.image_keywords
+        if not keywords:
+            return True
+        return not rule.unsatisfied(self.image_values(series.series_instance_uid, keywords, series.last_received_at))
 
 
 def decision_of(series: str, content: str, rule: Rule) -> Decision:

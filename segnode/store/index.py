@@ -1,7 +1,7 @@
 """The index: one row for each study, series and instance that is held; columns are called as DICOM calls them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy import Index as DatabaseIndex
 from sqlalchemy.dialects.sqlite import Insert, insert
 
-from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
+from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SENDER_KEYS, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.header import Header
 from segnode.store.database import reading
 from segnode.store.leases import Lease, lease_ids
@@ -81,6 +81,12 @@ _sending = Table(
     Column("SeriesInstanceUID", String, primary_key=True, index=True),
     Column("lease_id", String, nullable=False),
 )
+_sender = Table(
+    "sender",
+    _metadata,
+    Column("SeriesInstanceUID", String, primary_key=True),
+    *(Column(key, String, primary_key=True) for key in SENDER_KEYS),
+)
 _doomed = Table("doomed", _metadata, Column("object_key", String, primary_key=True))
 DatabaseIndex(
     "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
@@ -118,6 +124,15 @@ class OpenAssociation:
 
 
 @dataclass(frozen=True)
+class Sender:
+    """Who sent an object: AE titles where it came by DIMSE, and the address of the host; empty where that is not known."""
+
+    calling_ae: str = ""
+    called_ae: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True)
 class QuietSeries:
     """A series that no rule has been asked about since its last image came; `is_being_sent` by an open association."""
 
@@ -144,6 +159,7 @@ class Index:
         origin: Origin,
         now: float,
         association: OpenAssociation | None = None,
+        sender: Sender | None = None,
     ) -> Instance:
         """Commit the row of an object; when one of that UID is held already, nothing changes and that one is returned.
 
@@ -179,6 +195,9 @@ class Index:
                     connection.execute(_touch(header.series_instance_uid, now))
             if association is not None:
                 connection.execute(_is_sending(association, header.series_instance_uid))
+            if sender is not None:
+                sent = {"SeriesInstanceUID": header.series_instance_uid, **asdict(sender)}
+                connection.execute(insert(_sender).values(sent).on_conflict_do_nothing())
             return _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
 
     def find(self, sop_instance_uid: str) -> Instance | None:
@@ -213,6 +232,12 @@ class Index:
         with self._reader.connect() as connection:
             row = connection.execute(query.where(_series.c.SeriesInstanceUID == uid)).mappings().first()
         return {keyword: value for keyword, value in (row or {}).items() if value}
+
+    def senders(self, series: str) -> list[Sender]:
+        """Who has sent objects of a series."""
+        query = select(*_columns(_sender, SENDER_KEYS)).where(_sender.c.SeriesInstanceUID == series)
+        with self._reader.connect() as connection:
+            return [Sender(*row) for row in connection.execute(query.order_by(*_sender.primary_key.columns))]
 
     def quiet_series(self) -> list[QuietSeries]:
         """Every series that no rule has been asked about since its last image came."""
@@ -321,6 +346,8 @@ class Index:
             connection.execute(_instance.delete().where(asked))
             held = exists().where(_instance.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
             connection.execute(_series.delete().where(~held))
+            kept = exists().where(_series.c.SeriesInstanceUID == _sender.c.SeriesInstanceUID)
+            connection.execute(_sender.delete().where(~kept))
             held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
             connection.execute(_study.delete().where(~held))
 

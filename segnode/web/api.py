@@ -16,6 +16,7 @@ from segnode.errors import BadRequest
 from segnode.pipeline.job_document import job_document
 from segnode.pipeline.replay import Replayed, replay
 from segnode.pipeline.rules import Rule
+from segnode.pipeline.sweep import ImageValues
 from segnode.store.index import Index
 from segnode.store.jobs import STATES, Job, Jobs
 from segnode.web.openapi import ErrorDocument, JobQuery, ReplayRequest, openapi_document
@@ -30,6 +31,7 @@ class Api:
     index: Index
     jobs: Jobs
     rules: Callable[[], Sequence[Rule]]
+    image_values: ImageValues
     clock: Callable[[], float]
 
     def routes(self) -> list[Route]:
@@ -69,7 +71,8 @@ class Api:
         return _json(await run_in_threadpool(self._replayed, asked))
 
     def _replayed(self, asked: ReplayRequest) -> list[Replayed]:
-        return replay(self.index, self.jobs, self.rules(), asked.series, self.clock(), dry_run=asked.dry_run)
+        rules, values = self.rules(), self.image_values
+        return replay(self.index, self.jobs, rules, values, asked.series, self.clock(), dry_run=asked.dry_run)
 
     def _named(self, request: Request) -> Job:
         return self.jobs.beginning(request.path_params["id"])

@@ -16,6 +16,7 @@ from segnode.backup import Backup, back_up, restore_backup
 from segnode.config import parse_config
 from segnode.errors import BackupFailed, ConfigError
 from segnode.node import Store, open_store
+from segnode.pipeline.assemble import image_values
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
@@ -63,7 +64,8 @@ class Node:
     def sweep(self, *rules: Rule) -> list[Job]:
         """Sweep now, as a worker that has these rules; all jobs after that."""
         first_loaded = self.store.jobs.load_rules(documents(rules), self.now)
-        Sweep(self.store.index, self.store.jobs, rules, first_loaded, lambda: self.now).decide()
+        values = image_values(self.store.index, self.store.objects.path)
+        Sweep(self.store.index, self.store.jobs, rules, first_loaded, values, lambda: self.now).decide()
         return self.store.jobs.all()
 
 

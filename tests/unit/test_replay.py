@@ -16,6 +16,7 @@ from segnode.config import read_config
 from segnode.dicom.header import Header
 from segnode.errors import LabelError, NotFound
 from segnode.node import open_index, open_jobs
+from segnode.pipeline.assemble import image_values
 from segnode.pipeline.job_document import job_document
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.replay import Replayed, replay
@@ -70,12 +71,14 @@ class Node:
     def sweep(self) -> list[Job]:
         """Sweep now, as a worker with the configuration's rules; all jobs after that."""
         first_loaded = self.jobs.load_rules(documents(self.rules), self.now)
-        Sweep(self.index, self.jobs, self.rules, first_loaded, lambda: self.now).decide()
+        values = image_values(self.index, Path)
+        Sweep(self.index, self.jobs, self.rules, first_loaded, values, lambda: self.now).decide()
         return self.jobs.all()
 
     def replay(self, series: str = "1.3", *, dry_run: bool = False) -> list[Replayed]:
         """Replay a series now."""
-        return replay(self.index, self.jobs, self.rules, series, self.now, dry_run=dry_run)
+        values = image_values(self.index, Path)
+        return replay(self.index, self.jobs, self.rules, values, series, self.now, dry_run=dry_run)
 
     def run(self, *arguments: str) -> Result:
         """Run `segnode jobs` on it."""

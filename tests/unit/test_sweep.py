@@ -5,16 +5,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.config import parse_config
 from segnode.dicom.header import Header
+from segnode.pipeline.assemble import image_values
 from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
-from segnode.store.index import Index, OpenAssociation
+from segnode.store.index import Index, OpenAssociation, Sender
 from segnode.store.jobs import Job, Jobs
+from segnode.testing.part10 import encode_part10
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
+
+
+MODEL = '[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"\nversion = "1"\n'
 
 
 @dataclass
@@ -31,9 +38,10 @@ class Node:
         self.index.add(header, f"key {sop}", 1, "digest", "received", self.now)
 
     def sweep(self, rules: Sequence[Rule]) -> list[Job]:
-        """Sweep now, as a worker that has these rules; all jobs after that."""
+        """Sweep now, as a worker that has these rules; all jobs after that. The key of an object is the path of its file."""
         first_loaded = self.jobs.load_rules(documents(rules), self.now)
-        Sweep(self.index, self.jobs, rules, first_loaded, lambda: self.now).decide()
+        values = image_values(self.index, Path)
+        Sweep(self.index, self.jobs, rules, first_loaded, values, lambda: self.now).decide()
         return self.jobs.all()
 
 
@@ -45,7 +53,7 @@ def node(tmp_path: Path) -> Node:
 
 def rules(*quiet: float, modality: str = "CT", version: str = "1") -> Sequence[Rule]:
     """Rules that differ in what they wait for."""
-    model = f'[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"\nversion = "{version}"\n'
+    model = MODEL.replace('"1"', f'"{version}"')
     texts = [
         f'[[rules]]\nwhen = {{ Modality = "{modality}{"*" * n}" }}\nmodel = "m"\nquiet = {seconds}\n'
         for n, seconds in enumerate(quiet)
@@ -108,7 +116,8 @@ def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:
     node.now += 5
     node.receive("1.5")
     (rule,) = rules(1.0)
-    sweep = Sweep(node.index, node.jobs, [rule], node.jobs.load_rules(documents([rule]), 0.0), lambda: node.now)
+    first_loaded = node.jobs.load_rules(documents([rule]), 0.0)
+    sweep = Sweep(node.index, node.jobs, [rule], first_loaded, image_values(node.index, Path), lambda: node.now)
     sweep.consider(series)
     assert node.jobs.all() == []
     assert len(node.index.quiet_series()) == 1
@@ -162,3 +171,54 @@ def test_rule_that_is_gone_is_kept_for_its_jobs(node: Node) -> None:
     (job,) = node.sweep([rule])
     node.sweep([])
     assert rule_of(node.jobs.rule(job.rule_digest)) == rule
+
+
+def rule_asking(when: str, quiet: float) -> Rule:
+    """A rule with that `when`."""
+    (rule,) = resolve_rules(parse_config(f'{MODEL}[[rules]]\nwhen = {when}\nmodel = "m"\nquiet = {quiet}\n', Path()))
+    return rule
+
+
+def test_what_differs_from_image_to_image_is_looked_up_in_the_images(node: Node, tmp_path: Path) -> None:
+    """A rule acts if one image has what it asks for; the images are looked at when they are all there, and only once."""
+    (asking,) = resolve_rules(
+        parse_config(MODEL + '[[rules]]\nwhen = { ImageType = "AXIAL" }\nmodel = "m"\nquiet = 9\n', Path())
+    )
+    node.sweep([asking])
+    for sop, kind in (("1.1", "LOCALIZER"), ("1.5", "AXIAL")):
+        image = Dataset()
+        image.SOPClassUID, image.SOPInstanceUID, image.ImageType = HEADER.sop_class_uid, sop, ["ORIGINAL", "PRIMARY", kind]
+        (tmp_path / sop).write_bytes(encode_part10(image, ExplicitVRLittleEndian))
+        header = replace(HEADER, sop_instance_uid=sop)
+        node.index.add(header, str(tmp_path / sop), 1, "digest", "received", node.now)
+    assert node.sweep([asking]) == []
+    assert len(node.index.quiet_series()) == 1
+    node.now += 10
+    assert len(node.sweep([asking])) == 1
+
+
+def test_series_that_no_image_of_suits_is_considered(node: Node) -> None:
+    """A rule that asks for what no image has makes no job, and is not asked again."""
+    (asking,) = resolve_rules(
+        parse_config(MODEL + '[[rules]]\nwhen = { ImageType = "AXIAL" }\nmodel = "m"\nquiet = 9\n', Path())
+    )
+    node.sweep([asking])
+    node.receive("1.1")
+    node.now += 10
+    assert node.sweep([asking]) == []
+    assert node.index.quiet_series() == []
+
+
+def test_rule_asks_who_sent_the_series(node: Node) -> None:
+    """One of those who sent it suffices."""
+    (asking,) = resolve_rules(
+        parse_config(MODEL + '[[rules]]\nwhen = { calling_ae = "SCAN*" }\nmodel = "m"\nquiet = 0\n', Path())
+    )
+    node.sweep([asking])
+    node.index.add(HEADER, "key", 1, "digest", "received", node.now, sender=Sender("PACS", "SEGNODE", "10.0.0.1"))
+    assert node.sweep([asking]) == []
+    node.now += 1
+    scanner, later = Sender("SCANNER", "SEGNODE", "10.0.0.2"), replace(HEADER, sop_instance_uid="1.5")
+    node.index.add(later, "other key", 1, "digest", "received", node.now, sender=scanner)
+    assert [sender.calling_ae for sender in node.index.senders("1.3")] == ["PACS", "SCANNER"]
+    assert len(node.sweep([asking])) == 1

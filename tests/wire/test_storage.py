@@ -21,7 +21,7 @@ from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, derived_uid
 from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
 from segnode.store.database import open_database
-from segnode.store.index import Index, Instance
+from segnode.store.index import Index, Instance, Sender
 from segnode.testing.part10 import encode_part10
 from segnode.testing.servers import Server, node_config, segnode, until
 
@@ -248,6 +248,16 @@ def test_association_that_breaks_off_leaves_nothing_acknowledged(node: Server) -
     with socket.create_connection(("127.0.0.1", node.dicom_port)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
     assert stow(node, encode_part10(small("1.2.12.9"), ExplicitVRLittleEndian)).status_code == 200
+
+
+def test_who_sent_a_series_is_kept(node: Server, tmp_path: Path) -> None:
+    """AE titles and host by C-STORE, the host by STOW: rules can ask for them."""
+    sent = encode_part10(small("1.2.77.1", SeriesInstanceUID="1.2.77"), ExplicitVRLittleEndian)
+    assert store(node, sent, tmp_path).Status == 0x0000
+    posted = encode_part10(small("1.2.77.2", SeriesInstanceUID="1.2.77"), ExplicitVRLittleEndian)
+    assert stow(node, posted).status_code == 200
+    senders = Index(open_database(node_config(node).data / "index.sqlite")).senders("1.2.77")
+    assert senders == [Sender(host="127.0.0.1"), Sender("TEST", "ANY-SCP", "127.0.0.1")]
 
 
 def test_many_senders_at_once(node: Server, tmp_path: Path) -> None:
