@@ -99,6 +99,35 @@ class DestinationConfig(_Table, frozen=True):
     seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = ("labelmap:rle", "labelmap:native")
 
 
+class SecretConfig(_Table, frozen=True):
+    """`{ env = "NAME" }` or `{ file = "path" }`: where a secret is; the configuration itself holds none."""
+
+    env: _Text | None = None
+    file: _Text | None = None
+
+    def read(self, folder: Path, path: str) -> str:
+        """The secret. Raises ConfigError with the path of the key where there is none."""
+        if (self.env is None) == (self.file is None):
+            raise ConfigError(f'{path}: a secret is {{ env = "NAME" }} or {{ file = "path" }}')
+        try:
+            found = os.environ.get(self.env, "") if self.env else (folder / str(self.file)).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}.file: {self.file} cannot be read: {error}") from error
+        if not found:
+            raise ConfigError(f"{path}: {f'environment variable {self.env}' if self.env else self.file} is empty or not there")
+        return found
+
+
+class WebhookConfig(_Table, frozen=True):
+    """`[[webhooks]]`: who is told of jobs that have come to an end; without `patient` no patient data."""
+
+    name: _Name
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
+    secret: SecretConfig
+    on: Annotated[tuple[Literal["delivered", "failed"], ...], msgspec.Meta(min_length=1)] = ("delivered", "failed")
+    patient: bool = False
+
+
 class RuleConfig(_Table, frozen=True):
     """`[[rules]]`: which series go to which model, and where the result goes."""
 
@@ -125,6 +154,7 @@ class Config(_Table, frozen=True):
     rules: tuple[RuleConfig, ...] = (RuleConfig(when={"Modality": "CT"}, model="threshold"),)
     storage: StorageConfig = StorageConfig()
     retention: RetentionConfig = RetentionConfig()
+    webhooks: tuple[WebhookConfig, ...] = ()
     folder: Path = Path()
 
     @property
@@ -288,6 +318,7 @@ def _require_coherent(config: Config) -> None:
     _ = config.storage.low_watermark_bytes, config.retention.images_s, config.retention.segmentations_s
     _require_unique([model.name for model in config.models], "models")
     _require_unique([destination.name for destination in config.destinations], "destinations")
+    _require_unique([webhook.name for webhook in config.webhooks], "webhooks")
     for index, model in enumerate(config.models):
         _require_model(model, f"models[{index}]")
     for index, destination in enumerate(config.destinations):

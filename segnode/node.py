@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,12 @@ from segnode.store.index import Index
 from segnode.store.jobs import Jobs
 from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
 from segnode.store.measures import Measures, Meter
+from segnode.store.notices import Notices
 from segnode.store.objects import SHELVES, ObjectStore, object_path
 
 if TYPE_CHECKING:
     from segnode.models.process import ModelProcess
+    from segnode.pipeline.notify import Notifier
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
 
@@ -65,6 +67,7 @@ class Store:
     jobs: Jobs
     leases: Leases
     measures: Measures
+    notices: Notices
 
 
 def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:
@@ -101,8 +104,9 @@ def open_store(config: Config, lease: Lease) -> Store:
     require_local(data)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     index = open_database(data / "index.sqlite")
-    jobs = Jobs(open_database(data / "pipeline.sqlite"))
-    return Store(ObjectStore(data / "objects", lease), Index(index), jobs, Leases(index), Measures(index))
+    pipeline = open_database(data / "pipeline.sqlite")
+    objects = ObjectStore(data / "objects", lease)
+    return Store(objects, Index(index), Jobs(pipeline), Leases(index), Measures(index), Notices(pipeline))
 
 
 def open_jobs(config: Config) -> Jobs:
@@ -177,6 +181,7 @@ class _Wiring:
 
     stages: "Stages"
     sweep: "Sweep"
+    notifiers: Sequence["Notifier"]
     models: Mapping[tuple[str, str], "ModelProcess"]
 
 
@@ -189,6 +194,7 @@ class _Worker:
         self._receiver = receiver
         self._lease = lease
         self._models = config.data / "work" / "models"
+        self._notified: dict[str, threading.Thread] = {}
 
     def run(self, inherited: Inherited, ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT; read the configuration again at SIGHUP."""
@@ -212,6 +218,7 @@ class _Worker:
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 wiring.sweep.decide()
                 workflows.run(self._store.jobs.waiting(), self._store.jobs.due(time.time()))
+            self._notify(wiring.notifiers)
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
         # A model may run on for minutes: every step is repeatable and taken up at the next start.
@@ -240,7 +247,20 @@ class _Worker:
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
-        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, values, time.time), models)
+        sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, time.time)
+        return _Wiring(stages, sweep, self._notifiers(config), models)
+
+    def _notifiers(self, config: Config) -> Sequence["Notifier"]:
+        """What tells the webhooks. Raises ConfigError where a secret cannot be read."""
+        from segnode.pipeline.notify import Notifier
+        from segnode.web.webhook import HttpWebhook, signing_key
+
+        found = []
+        for index, webhook in enumerate(config.webhooks):
+            path = f"webhooks[{index}].secret"
+            told = HttpWebhook(webhook.url, signing_key(webhook.secret.read(config.folder, path), path))
+            found.append(Notifier(webhook, told, self._store.jobs, self._store.index, self._store.notices, time.time))
+        return found
 
     def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
         """The process of a model, which has loaded it. Raises ConfigError when it cannot."""
@@ -273,6 +293,14 @@ class _Worker:
         )
         return new
 
+    def _notify(self, notifiers: Sequence["Notifier"]) -> None:
+        """Have each webhook told in a thread of its own, unless the one before is still at it: none waits for another."""
+        for notifier in notifiers:
+            name = notifier.config.name
+            if name not in self._notified or not self._notified[name].is_alive():
+                self._notified[name] = threading.Thread(target=_tell_all, args=(notifier,), name=f"webhook {name}", daemon=True)
+                self._notified[name].start()
+
     def _tidy(self, workflows: "Workflows") -> None:
         """Tidy up for ever: a shelf of the objects each time, the rest every ten minutes."""
         from segnode.pipeline.tidy import Tidier
@@ -291,6 +319,11 @@ class _Worker:
                     workflows.purge(time.time() - _RECORDS_STAY_S)
             turn += 1
             time.sleep(_TIDY_S)
+
+
+def _tell_all(notifier: "Notifier") -> None:
+    with _going_on("notices broke"):
+        notifier.tell_all()
 
 
 def _start_heart(store: Store, meter: Meter, lease: Lease, associations: Callable[[], int]) -> None:

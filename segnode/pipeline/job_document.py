@@ -59,15 +59,15 @@ def job_document(job: Job, index: Index) -> JobDocument:
         rule=rule_name(job.rule_digest),
         model=f"{job.model} {job.model_version}",
         series=job.series_instance_uid,
-        created=_time(job.created_at),
-        updated=_time(job.updated_at),
+        created=iso_time(job.created_at),
+        updated=iso_time(job.updated_at),
         attempt=job.attempt,
         note=job.note,
         error=job.error,
         segmentation=job.sop_instance_uid,
         segmentation_series=made.series_instance_uid if made else "",
         study=made.study_instance_uid if made else "",
-        stages=tuple(StageDocument(state, _time(at)) for state, at in job.transitions),
+        stages=tuple(StageDocument(state, iso_time(at)) for state, at in job.transitions),
         deliveries=tuple(map(_delivery_document, job.deliveries)),
     )
 
@@ -83,10 +83,11 @@ def _delivery_document(delivery: Delivery) -> DeliveryDocument:
         state=delivery.state,
         form=delivery.form,
         attempts=delivery.attempts,
-        next_attempt=_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
+        next_attempt=iso_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
         last_answer=delivery.last_answer,
     )
 
 
-def _time(seconds: float) -> str:
+def iso_time(seconds: float) -> str:
+    """A time in seconds since 1970 as documents have it: ISO 8601, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -21,7 +21,9 @@ from segnode.dimse.scu import send_files
 from segnode.node import open_index, open_jobs
 from segnode.testing.phantom import write_ct
 from segnode.testing.servers import Server, free_port, node_config, segnode, until
+from segnode.testing.told import Told, listening
 from segnode.web.api import Api
+from segnode.web.webhook import signature
 
 MODEL = """
 import os, pathlib
@@ -57,6 +59,12 @@ when = {{ SeriesDescription = "owed" }}
 model = "good"
 send_to = ["down"]
 """
+WEBHOOK = """
+[[webhooks]]
+name = "ops"
+url = "{url}"
+secret = {{ file = "../secret" }}
+"""
 SERIES = ("broken", "good", "owed", "unselected")
 JSON = {"Content-Type": "application/json"}
 
@@ -70,6 +78,7 @@ class Client:
     http: httpx.Client
     mended: Path
     description: Mapping[str, Any]
+    told: Told
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """The body of an answer, which must be one that the description has; an error as (status, reason)."""
@@ -116,14 +125,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     series = {name: str(dcmread(of[0]).SeriesInstanceUID) for name, of in zip(SERIES, files, strict=True)}
     with segnode(folder / "node", "models = []\nrules = []") as node:
         list(send_files([file for of in files for file in of], parse_dimse_address(node.dimse, ""), "TEST"))
-    with pytest.MonkeyPatch.context() as environment:
+    (folder / "secret").write_text("a secret\n")
+    with pytest.MonkeyPatch.context() as environment, listening() as told:
         environment.setenv("PYTHONPATH", str(folder))
         environment.setenv("MENDED", str(folder / "mended"))
         with (
-            segnode(folder / "node", TABLES.format(port=free_port())) as node,
+            segnode(folder / "node", TABLES.format(port=free_port()) + WEBHOOK.format(url=told.url)) as node,
             httpx.Client(base_url=f"http://127.0.0.1:{node.http_port}/api", timeout=30) as http,
         ):
-            yield Client(node, series, http, folder / "mended", http.get("/openapi.json").json())
+            yield Client(node, series, http, folder / "mended", http.get("/openapi.json").json(), told)
 
 
 def run(client: Client, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -139,7 +149,7 @@ def test_description_is_openapi(client: Client) -> None:
     assert client.description["openapi"] == "3.1.0"
     described = {(method.upper(), path) for path, item in client.description["paths"].items() for method in item}
     config = node_config(client.node)
-    routes = Api(open_index(config), open_jobs(config), list, float).routes()
+    routes = Api(open_index(config), open_jobs(config), list, lambda *_: {}, float).routes()
     served = {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
     assert described == served - {("GET", "/openapi.json")}
 
@@ -161,7 +171,7 @@ def test_replay_leads_to_a_result(client: Client) -> None:
 
 
 def test_failed_job_is_retried(client: Client) -> None:
-    """What failed says why; when that is mended, a retry leads to a result."""
+    """What failed says why; when that is mended, a retry leads to a result; a webhook is told of both."""
     client.replay("broken")
     failed = client.await_state("broken", "failed")
     assert "model 'broken'" in failed["error"]
@@ -170,6 +180,19 @@ def test_failed_job_is_retried(client: Client) -> None:
     assert (again["id"], again["state"], again["attempt"], again["error"]) == (failed["id"], "waiting", 1, "")
     assert client.await_state("broken", "delivered")["segmentation"]
     assert client.act(f"/jobs/{failed['id']}/retry")[0] == 409
+    require_told_of_both_ends(client, client.job("broken"))
+
+
+def require_told_of_both_ends(client: Client, job: Mapping[str, Any]) -> None:
+    """The webhook is told of the failure and then of the result, signed with the secret of the file, as the API has it."""
+    until(lambda: len([body for _, body in client.told.requests if job["id"].encode() in body]) == 2)
+    mine = [(headers, body) for headers, body in client.told.requests if job["id"].encode() in body]
+    for headers, body in mine:
+        stamp = int(headers["webhook-timestamp"])
+        assert headers["webhook-signature"] == signature(b"a secret", headers["webhook-id"], stamp, body)
+    documents = [json.loads(body) for _, body in mine]
+    assert [document["type"] for document in documents] == ["job.failed", "job.delivered"]
+    assert documents[1]["data"] == {"job": job}
 
 
 def test_job_that_goes_on_is_cancelled(client: Client) -> None:

@@ -1,0 +1,107 @@
+"""Notifying: webhooks are told of jobs that have come to an end, again and again until they take it."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
+import structlog
+from msgspec import UNSET, Meta, UnsetType
+
+from segnode.config import WebhookConfig
+from segnode.errors import DeliveryDeferred, DeliveryRefused
+from segnode.pipeline.job_document import JobDocument, iso_time, job_document
+from segnode.store.index import Index
+from segnode.store.jobs import Jobs
+from segnode.store.notices import Notice, Notices
+
+_log = structlog.get_logger()
+
+_FIRST_WAIT_S: Final = 5.0
+_LONGEST_WAIT_S: Final = 900.0
+_GIVE_UP_AFTER_S: Final = 7 * 86400.0
+
+
+class PatientDocument(msgspec.Struct, frozen=True):
+    """Whose images they are; only for a webhook that asks for it."""
+
+    PatientID: str
+    PatientName: str
+    AccessionNumber: str
+
+
+class EventData(msgspec.Struct, frozen=True):
+    """What a notice is about."""
+
+    job: JobDocument
+    patient: PatientDocument | UnsetType = UNSET
+
+
+class EventDocument(msgspec.Struct, frozen=True):
+    """The body of a notice."""
+
+    type: Annotated[str, Meta(description="job.delivered or job.failed.")]
+    timestamp: Annotated[str, Meta(description="When it happened: ISO 8601, in UTC.")]
+    data: EventData
+
+
+class Webhook(Protocol):
+    """Somebody who wants to be told."""
+
+    def tell(self, notice_id: str, body: bytes, now: float) -> str:
+        """Tell it; what it answered. Raises DeliveryDeferred to be called again, DeliveryRefused when it wants no more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Notifier:
+    """Tells one webhook what it is owed."""
+
+    config: WebhookConfig
+    webhook: Webhook
+    jobs: Jobs
+    index: Index
+    notices: Notices
+    clock: Callable[[], float]
+
+    def tell_all(self) -> None:
+        """Try once to tell all that is owed now; when the webhook takes one of them not, the rest waits for the next turn."""
+        self.notices.owe(self.config.name, self.config.on, self.clock())
+        for notice in self.notices.due(self.config.name, self.clock()):
+            if not self._tell(notice):
+                return
+
+    def _tell(self, notice: Notice) -> bool:
+        try:
+            answer = self.webhook.tell(notice.id, self._body(notice), self.clock())
+        except DeliveryRefused as refusal:
+            self._give_up(notice, str(refusal))
+            return True
+        except DeliveryDeferred as deferral:
+            self._defer(notice, str(deferral))
+            return False
+        self.notices.told(notice, answer)
+        _log.info("webhook told", webhook=notice.webhook, job=notice.job_id, state=notice.state)
+        return True
+
+    def _body(self, notice: Notice) -> bytes:
+        job = job_document(self.jobs.job(notice.job_id), self.index)
+        patient: Any = UNSET
+        if self.config.patient:
+            attributes = self.index.series(job.series)
+            patient = PatientDocument(*(attributes.get(keyword, "") for keyword in PatientDocument.__struct_fields__))
+        return msgspec.json.encode(EventDocument(f"job.{notice.state}", iso_time(notice.at), EventData(job, patient)))
+
+    def _defer(self, notice: Notice, answer: str) -> None:
+        now = self.clock()
+        if now - notice.created_at > _GIVE_UP_AFTER_S:
+            self._give_up(notice, f"given up after a week; last answer: {answer}")
+            return
+        longest = min(_FIRST_WAIT_S * 2.0 ** min(notice.attempts, 16), _LONGEST_WAIT_S)
+        self.notices.deferred(notice, answer, now + random.uniform(0.5, 1.0) * longest)  # noqa: S311  guards nothing
+        _log.warning("webhook did not take it", webhook=notice.webhook, job=notice.job_id, reason=answer)
+
+    def _give_up(self, notice: Notice, answer: str) -> None:
+        self.notices.given_up(notice, answer)
+        _log.error("webhook is not told", webhook=notice.webhook, job=notice.job_id, reason=answer)
