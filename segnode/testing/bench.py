@@ -1,6 +1,7 @@
 """Benchmarks: the same jobs by segnode and by highdicom, side by side in one run, and their results held against each other.
 
     scripts/bench seg [--labelmap FILE.npz] [--runs N]
+    scripts/bench latency [--slices N] [--runs N]
 
 Every job runs in a process of its own, in turn with that which it is compared with. What is compared is the wall time of
 whole processes, start and imports included, or the job's own seconds where the table says so; CPU and peak memory stand
@@ -22,6 +23,7 @@ import click
 import highdicom
 import numpy as np
 
+from segnode.testing.latency import latency
 from segnode.testing.seg_case import Case, Labels, synthetic_labels, write_case
 
 # A process's peak memory counts from its parent's: this one holds the labels, so that a small one stands between.
@@ -59,6 +61,9 @@ class Comparison:
 @click.group()
 def main() -> None:
     """Measure segnode against what there is."""
+
+
+main.add_command(latency)
 
 
 @main.command()
