@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
+from segnode.dicom.header import read_header
 from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
 from segnode.errors import MixedPatients, NotAVolume, SegnodeError
 from segnode.pipeline.sweep import content_digest
@@ -30,9 +31,8 @@ class Assembler:
 
         Raises Superseded when the series holds other images by now; MixedPatients; NotAVolume.
         """
-        images = self.headers(job)
-        self._require_one_patient(images)
-        return order_slices(images, allow_tilt=allow_tilt)
+        self._require_one_patient(self._held(job))
+        return order_slices(self.headers(job), allow_tilt=allow_tilt)
 
     def volume(self, slices: Slices) -> Volume:
         """The volume of ordered slices. Raises UnreadablePixels."""
@@ -53,14 +53,18 @@ class Assembler:
             raise Superseded("more images of the series came: another job is made of it when it is quiet again")
         return held
 
-    def _require_one_patient(self, images: Sequence[Dataset]) -> None:
-        """One PatientID in a series, and in its study: of each other series of that, one image is looked at."""
-        others = {i.series_instance_uid: i for i in self.index.instances(str(images[0].StudyInstanceUID))}
-        others.pop(str(images[0].SeriesInstanceUID), None)
+    def _require_one_patient(self, series: Sequence[Instance]) -> None:
+        """One PatientID in a series, and in its study: of each other series of that, one object is looked at."""
+        study = self.index.instances(series[0].study_instance_uid)
+        others = {
+            other.series_instance_uid: other for other in study if other.series_instance_uid != series[0].series_instance_uid
+        }
         named: dict[str, str] = {}
-        for image in [*images, *(self._read(other, with_pixels=False) for other in others.values())]:
-            if image.get("PatientID"):
-                named.setdefault(str(image.PatientID), str(image.SOPInstanceUID))
+        for instance in (*series, *others.values()):
+            with self.objects.path(instance.object_key).open("rb") as file:
+                patient = read_header(file).attributes.get("PatientID")
+            if patient:
+                named.setdefault(patient, instance.sop_instance_uid)
         if len(named) > 1:
             one, other, *_ = named.values()
             raise MixedPatients(

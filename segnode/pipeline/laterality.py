@@ -29,7 +29,6 @@ _OF_THE_HEART: Final = frozenset(("82471001", "73829009", "87878005", "53085002"
 _BODY_HU: Final = -300
 # The body is looked at in about so many rows and columns, segments in twice as many.
 _PIXELS: Final = 128
-_PART_MM: Final = 10.0
 _SMALLEST_BODY: Final = 0.01  # of all pixels
 _MOST_AT_EDGE: Final = 0.1  # of the pixels of an edge
 _BEYOND_MM: Final = 10.0
@@ -40,15 +39,13 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Middle:
-    """x of the middle of the body, one for each 10 mm of z from `lowest`; NaN where it is not known."""
+    """The x of the middle of the body for each slice, row or column, whichever follow each other from feet to head.
 
-    lowest: float
+    `axis` says which: 0, 1 or 2. NaN is where the middle is not known.
+    """
+
+    axis: int
     x: Numbers
-
-    def at(self, z: Numbers) -> Numbers:
-        """The middle (x) at places (z); NaN where it is not known."""
-        part = np.floor((z - self.lowest) / _PART_MM).astype(np.intp)
-        return np.where((part >= 0) & (part < len(self.x)), self.x[np.clip(part, 0, len(self.x) - 1)], np.nan)
 
 
 @dataclass(frozen=True)
@@ -81,26 +78,24 @@ def _side_in(code: Code) -> int:
 
 def middle_of(volume: Volume, images: Sequence[Dataset]) -> Middle:
     """The middle of the body in a CT or MR volume, by the images that its slices are; not known for other modalities."""
+    planes = [plane_of(image) for image in images]
+    upright = _axis_along(planes[0], 2, ())
     modality = volume.series.get("Modality")
     every = _step(volume.array.shape, _PIXELS)
     array = volume.array[:, ::every, ::every]
     if modality not in ("CT", "MR") or array.min() == array.max():
-        return Middle(0.0, np.array([np.nan]))
+        return Middle(upright, np.full(volume.array.shape[upright], np.nan))
     body = _body(array > (_BODY_HU if modality == "CT" else _otsu(array)))
-    planes = [plane_of(image) for image in images]
-    x, z = (_coordinates(planes, axis, body.shape, every) for axis in (0, 2))
-    lowest = float(z.min())
-    part = np.floor((z - lowest) / _PART_MM).astype(np.int32)
-    count = int(part.max()) + 1
-    inside = np.bincount(part[body], minlength=count)
-    middle = np.bincount(part[body], x[body], count) / np.maximum(inside, 1)
-    middle[inside < _SMALLEST_BODY * np.bincount(part.ravel(), minlength=count)] = np.nan
-    axis = _axis_to_the_left(planes[0])
+    others = tuple(axis for axis in range(3) if axis != upright)
+    inside = np.count_nonzero(body, axis=others)
+    middle = np.sum(_x(planes, body.shape, every), axis=others, where=body) / np.maximum(inside, 1)
+    middle[inside < _SMALLEST_BODY * body.size / len(middle)] = np.nan
+    sideways = _axis_along(planes[0], 0, (upright,))
     for edge in (0, -1):
-        there, cut = part.take(edge, axis), body.take(edge, axis)
-        touching = np.bincount(there[cut], minlength=count)
-        middle[touching > _MOST_AT_EDGE * np.bincount(there.ravel(), minlength=count)] = np.nan
-    return Middle(lowest, middle)
+        # What is left of the other two axes, upright first.
+        face = np.moveaxis(body, (upright, sideways), (0, 1))[:, edge]
+        middle[face.mean(axis=1) > _MOST_AT_EDGE] = np.nan
+    return Middle(upright, np.repeat(middle, 1 if upright == 0 else every)[: volume.array.shape[upright]])
 
 
 def judge(labelmap: Labels, images: Sequence[Dataset], dictionary: LabelDictionary, middle: Middle) -> Judgement:
@@ -113,11 +108,11 @@ def judge(labelmap: Labels, images: Sequence[Dataset], dictionary: LabelDictiona
     side[list(side_of)] = list(side_of.values())
     present, judged, wrong = (np.zeros(len(side), np.int64) for _ in range(3))
     every = _step(labelmap.shape, 2 * _PIXELS)
-    for labels, plane in zip(labelmap[:, ::every, ::every], map(plane_of, images), strict=True):
+    for number, (labels, plane) in enumerate(zip(labelmap[:, ::every, ::every], map(plane_of, images), strict=True)):
         rows, columns = np.nonzero(side[labels])
         values = labels[rows, columns]
-        x, z = (plane.position[i] + every * (rows * plane.down[i] + columns * plane.across[i]) for i in (0, 2))
-        inwards = side[values] * (x - middle.at(z))
+        x = plane.position[0] + every * (rows * plane.down[0] + columns * plane.across[0])
+        inwards = side[values] * (x - middle.x[(number, rows * every, columns * every)[middle.axis]])
         present += np.bincount(values, minlength=len(side))
         judged += np.bincount(values[~np.isnan(inwards)], minlength=len(side))
         wrong += np.bincount(values[inwards < -_BEYOND_MM], minlength=len(side))
@@ -137,18 +132,18 @@ def _step(shape: Sequence[int], pixels: int) -> int:
     return max(1, min(shape[1:]) // pixels)
 
 
-def _coordinates(planes: Sequence[ImagePlane], axis: int, shape: Sequence[int], every: int) -> npt.NDArray[np.float32]:
-    """x, y or z of every pixel that is looked at."""
-    first = np.array([plane.position[axis] for plane in planes], np.float32)[:, np.newaxis, np.newaxis]
-    down = (np.arange(shape[1]) * every * planes[0].down[axis]).astype(np.float32)[:, np.newaxis]
-    across = (np.arange(shape[2]) * every * planes[0].across[axis]).astype(np.float32)
+def _x(planes: Sequence[ImagePlane], shape: Sequence[int], every: int) -> npt.NDArray[np.float32]:
+    """The x of every pixel that is looked at."""
+    first = np.array([plane.position[0] for plane in planes], np.float32)[:, np.newaxis, np.newaxis]
+    down = (np.arange(shape[1]) * every * planes[0].down[0]).astype(np.float32)[:, np.newaxis]
+    across = (np.arange(shape[2]) * every * planes[0].across[0]).astype(np.float32)
     return np.asarray(first + (down + across))
 
 
-def _axis_to_the_left(plane: ImagePlane) -> int:
-    """The axis of (slices, rows, columns) that runs most along x."""
-    along = plane.normal[0], plane.down[0] / np.linalg.norm(plane.down), plane.across[0] / np.linalg.norm(plane.across)
-    return int(np.abs(along).argmax())
+def _axis_along(plane: ImagePlane, direction: int, but: Sequence[int]) -> int:
+    """The axis of (slices, rows, columns), but these, that runs most along x (0), y or z (2)."""
+    steps = plane.normal, plane.down / np.linalg.norm(plane.down), plane.across / np.linalg.norm(plane.across)
+    return max((axis for axis in range(3) if axis not in but), key=lambda axis: abs(float(steps[axis][direction])))
 
 
 def _body(dense: Mask) -> Mask:

@@ -275,10 +275,9 @@ class _Proof:
         if differing:
             voxels[0] = 0
             number = int(voxels.argmax())
-            raise Misplaced(
-                f"segment {number} is not where the model put it: {int(voxels[number]):,} voxels differ, {self._how_far(number)};"
-                f" {len(differing)} images differ, the first is image {min(differing)} of {len(self.sources)}"
-            )
+            how = f"{int(voxels[number]):,} voxels differ, {self._how_far(number)}"
+            where = f"{len(differing)} images differ, the first is image {min(differing)} of {len(self.sources)}"
+            raise Misplaced(f"segment {number} is not where the model put it: {how}; {where}")
 
     def returned(self, source: _Source) -> npt.NDArray[np.uint16]:
         """What the model returned for an image, in segment numbers."""

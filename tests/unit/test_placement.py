@@ -35,7 +35,6 @@ from segnode.store.jobs import Job, Jobs
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
-from segnode.testing.phantom import write_ct
 
 MODEL = '[[models]]\nname = "m"\nrun = "python:m"\nlabels = "{labels}"\nversion = "1"\n'
 RULE = '[[rules]]\nwhen = {{}}\nmodel = "m"\n{keys}\n'
@@ -117,12 +116,6 @@ class Node:
         result = self.model(volume)
         self.returned = dict(zip(volume.sop_instance_uids, np.asarray(result.labelmap), strict=True))
         return result
-
-
-@pytest.fixture(scope="session")
-def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CT."""
-    return write_ct(tmp_path_factory.mktemp("small") / "ct", slices=8, size=64).folder
 
 
 def images_in(folder: Path) -> list[Dataset]:
