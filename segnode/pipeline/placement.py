@@ -131,8 +131,7 @@ def _require_slice(values: npt.NDArray[np.float32], number: int, to_index: Numbe
         raise Misplaced(f"{what} lie {off[0]:.2f} slices, {off[1]:.2f} rows and {off[2]:.2f} columns apart")
     slope, intercept = float(image.get("RescaleSlope") or 1), float(image.get("RescaleIntercept") or 0)
     expected = pixel_array(image, raw=True).astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    # A float32 has seven digits.
-    if float(np.abs(values - expected).max()) > _HALF * abs(slope) + 1e-6 * float(np.abs(expected).max()):
+    if not np.array_equal(values, expected):
         raise Misplaced(f"{what} hold different pixels")
 
 

@@ -333,6 +333,25 @@ def test_fault_between_model_and_encoder(tmp_path: Path, ct: Path, fault: str) -
     assert list((tmp_path / "work").iterdir()) == []
 
 
+class FaultyAssembler(Assembler):
+    """One that puts the pixels of other images into slices."""
+
+    def volume(self, slices: Slices) -> Volume:
+        """The last slice first."""
+        volume = super().volume(slices)
+        return replace(volume, array=volume.array[::-1])
+
+
+def test_fault_between_images_and_model(tmp_path: Path, ct: Path) -> None:
+    """A volume whose slices are not the images that it names fails the job before the model is asked."""
+    node = Node(tmp_path)
+    inferrer = node.stages.inferrer
+    faulty = replace(inferrer, assembler=FaultyAssembler(node.objects, node.index))
+    node.stages = replace(node.stages, inferrer=faulty)
+    job = node.run(images_in(ct))
+    assert (job.state, "hold different pixels" in job.error, node.returned) == ("failed", True, {})
+
+
 CODE = Code("SCT", "123037004", "Anatomical structure")
 DICTIONARY = LabelDictionary(
     (Segment(5, "One", CODE, CODE, number=1), Segment(7, "Two", CODE, CODE, number=2), Segment(300, "Three", CODE, CODE))
@@ -472,11 +491,6 @@ def test_another_patient(case: Case) -> None:
         case.prove(case.write(images=others))
 
 
-def wrong_volume(volume: Volume, **values) -> Volume:
-    """A volume of which something is otherwise."""
-    return Volume(**{**{name: getattr(volume, name) for name in ("array", "affine", "series", "sop_instance_uids")}, **values})
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -497,4 +511,4 @@ def test_volume_that_is_not_its_images(case: Case, change, said: str) -> None:
     volume = read_volume(case.slices, case.slices.images)
     require_images_in_volume(volume, case.slices.images)
     with pytest.raises(Misplaced, match=said):
-        require_images_in_volume(wrong_volume(volume, **change(volume)), case.slices.images)
+        require_images_in_volume(replace(volume, **change(volume)), case.slices.images)
