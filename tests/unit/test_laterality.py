@@ -3,19 +3,25 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from segnode.cli import main
+from segnode.dicom.codes import Code
+from segnode.dicom.volume import order_slices, read_volume
 from segnode.errors import JobEnded
 from segnode.models import Result, Volume
 from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.laterality import judge, middle_of
 from segnode.pipeline.tidy import Tidier
+from segnode.seg.segments import LabelDictionary, Segment
 from segnode.store.jobs import Job
 from tests.unit.test_placement import Node, images_in, turned
 
+LEFT_CODE, RIGHT_CODE = Code("SCT", "7771000", "Left"), Code("SCT", "24028007", "Right")
 LEFT, RIGHT = '["SCT", "7771000", "Left"]', '["SCT", "24028007", "Right"]'
 KIDNEY = '["SCT", "64033007", "Kidney"]'
 SEGMENT = '[[segment]]\nvalue = {value}\nlabel = "S{value}"\ncategory = ["SCT", "123037004", "Anatomical structure"]\n{codes}\n'
@@ -229,3 +235,25 @@ def test_body_of_an_mr(tmp_path: Path, ct: Path, model, state: str) -> None:
 def test_labelmaps_of_no_folder(tmp_path: Path) -> None:
     """A node that has never worked holds nothing."""
     assert Labelmaps(tmp_path / "none").all_held() == []
+
+
+# Of the published labels of the sample: an adrenal gland, humeri, deep muscles of the back, ribs.
+LEFT_VALUES, RIGHT_VALUES = (69, 86, *range(97, 104)), (8, 70, 87, *range(109, 116))
+
+
+@pytest.mark.parametrize(("mirrored", "wrong"), [(False, 0), (True, len(LEFT_VALUES) + len(RIGHT_VALUES))])
+def test_sides_of_a_real_patient(sample_ct: Path, sample, *, mirrored: bool, wrong: int) -> None:
+    """Of a CT with both arms beside the trunk none of the published labels lies wrong, and all of them when mirrored."""
+    slices = order_slices([dcmread(file) for file in sample_ct.iterdir()])
+    volume = read_volume(slices, slices.images)
+    published = nibabel.load(sample("totalsegmentator/example_seg_dicom.nii.gz"))
+    # Both grids hold the same voxels: NIfTI's axes are columns, rows and slices, and its x and y run the other way.
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ published.affine
+    flips = [bool(np.sign(to_lps[axis, axis]) != np.sign(volume.affine[axis, 2 - axis])) for axis in range(3)]
+    labels = np.asarray(published.dataobj)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)].T.astype(np.uint8)
+    codes = [(value, LEFT_CODE) for value in LEFT_VALUES] + [(value, RIGHT_CODE) for value in RIGHT_VALUES]
+    kidney = Code("SCT", "64033007", "Kidney")
+    dictionary = LabelDictionary(tuple(Segment(value, f"S{value}", kidney, kidney, side) for value, side in codes))
+    labels = np.where(np.isin(labels, (*LEFT_VALUES, *RIGHT_VALUES)), labels, 0)[:, :, :: -1 if mirrored else 1]
+    judgement = judge(labels, slices.images, dictionary, middle_of(volume, slices.images))
+    assert (len(judgement.wrong), judgement.not_judged) == (wrong, ())
