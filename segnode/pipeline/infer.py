@@ -115,6 +115,7 @@ class Inferrer:
         middle = middle_of(volume, slices.images) if rule.config.laterality != "off" and sides(rule.dictionary) else None
         self.jobs.enter(job.id, "inferring", self.clock())
         labelmap = run_model(model, volume, rule.model.name)
+        labels = model_labels(labelmap, volume.sop_instance_uids)
         numbers = segment_numbers(labelmap, rule.dictionary)
         judgement = judge(labelmap, slices.images, rule.dictionary, middle) if middle else NOTHING_WRONG
         if judgement.not_judged:
@@ -123,8 +124,7 @@ class Inferrer:
         if rule.config.laterality == "warn":
             notes.extend(judgement.wrong)
         self.jobs.note(job.id, "; ".join(notes))
-        returned = Returned(model_labels(labelmap, volume.sop_instance_uids), judgement.wrong)
-        self.labelmaps.save(job.id, numbers, returned)
+        self.labelmaps.save(job.id, numbers, Returned(labels, judgement.wrong))
 
 
 def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer]:

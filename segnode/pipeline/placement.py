@@ -19,6 +19,7 @@ from pydicom import Dataset, dcmread
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import iter_pixels, pixel_array
 
+from segnode.dicom.uids import is_uid
 from segnode.dicom.volume import Volume
 from segnode.errors import Misplaced
 from segnode.seg.segments import LabelDictionary
@@ -184,7 +185,9 @@ def _in_order(images: Sequence[Dataset], labels: ModelLabels) -> Mapping[str, _S
 
 
 def _require_same_patient(seg: Dataset, image: Dataset) -> None:
-    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+    # Images may be without a frame of reference, which a SEG is not.
+    has_frame = is_uid(str(image.get("FrameOfReferenceUID") or ""))
+    for keyword in ("PatientID", "StudyInstanceUID", *(["FrameOfReferenceUID"] if has_frame else [])):
         if image.get(keyword) and seg.get(keyword) != image.get(keyword):
             raise Misplaced(f"the SEG has not the {keyword} of its images")
 

@@ -209,6 +209,8 @@ ACCEPTED: dict[str, Change] = {
     "pixels that are not square": each("PixelSpacing", lambda _: ["0.7", "1.9"]),
     "one slice": lambda images: images[:1],
     "a rescale of each image": each("RescaleSlope", lambda number: str(1 + number / 100)),
+    "no frame of reference": each("FrameOfReferenceUID", lambda _: ""),
+    "a frame of reference that is no UID": each("FrameOfReferenceUID", lambda _: "isocentre"),
     "a localizer": localizer,
 }
 REFUSED: dict[str, tuple[Change, str]] = {
