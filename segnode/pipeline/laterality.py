@@ -110,7 +110,7 @@ def judge(labelmap: Labels, images: Sequence[Dataset], dictionary: LabelDictiona
     every = _step(labelmap.shape, 2 * _PIXELS)
     for number, (labels, plane) in enumerate(zip(labelmap[:, ::every, ::every], map(plane_of, images), strict=True)):
         rows, columns = np.nonzero(side[labels])
-        values = labels[rows, columns]
+        values = labels[rows, columns].astype(np.intp)
         x = plane.position[0] + every * (rows * plane.down[0] + columns * plane.across[0])
         inwards = side[values] * (x - middle.x[(number, rows * every, columns * every)[middle.axis]])
         present += np.bincount(values, minlength=len(side))

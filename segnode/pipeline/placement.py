@@ -196,10 +196,17 @@ def _require_same_segments(seg: Dataset, dictionary: LabelDictionary) -> None:
     described = {item.SegmentNumber: item for item in seg.SegmentSequence}
     for segment in dictionary.segment:
         number = segment.number or segment.value
-        item = described.get(number)
-        code = item.SegmentedPropertyTypeCodeSequence[0] if item is not None else Dataset()
-        if item is None or (_text(item.SegmentLabel), code.get("CodeValue")) != (segment.label.strip(), segment.type.value):
+        item = described.get(number, Dataset())
+        kind = _first(item, "SegmentedPropertyTypeCodeSequence")
+        modifier = _first(kind, "SegmentedPropertyTypeModifierCodeSequence")
+        codes = [code.get("CodeValue") for code in (kind, modifier, _first(item, "AnatomicRegionSequence"))]
+        expected = [code and code.value for code in (segment.type, segment.modifier, segment.region)]
+        if codes != expected or _text(item.SegmentLabel) != segment.label.strip():
             raise Misplaced(f"segment {number} of the SEG is not described as {segment.label}")
+
+
+def _first(item: Dataset, sequence: str) -> Dataset:
+    return next(iter(item.get(sequence) or ()), Dataset())
 
 
 def _text(value: str | MultiValue[str]) -> str:

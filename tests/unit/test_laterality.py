@@ -50,9 +50,11 @@ def node_of(folder: Path, model=swapped, keys: str = "", labels: str = PAIR) -> 
     return Node(folder, model, keys, str(folder / "labels.toml"))
 
 
-def test_right_sides_pass(tmp_path: Path, ct: Path) -> None:
-    """What lies on its side is delivered without a note."""
-    job = node_of(tmp_path, boxes).run(images_in(ct))
+@pytest.mark.parametrize("dtype", ["uint8", "uint64", ">i4"])
+def test_right_sides_pass(tmp_path: Path, ct: Path, dtype: str) -> None:
+    """What lies on its side is delivered without a note, in whatever integers the model has."""
+    model = lambda volume: Result(boxes(volume).labelmap.astype(dtype))  # noqa: E731
+    job = node_of(tmp_path, model).run(images_in(ct))
     assert (job.state, job.error, job.note) == ("delivered", "", "")
 
 

@@ -355,6 +355,7 @@ def test_fault_between_images_and_model(tmp_path: Path, ct: Path) -> None:
 
 
 CODE = Code("SCT", "123037004", "Anatomical structure")
+LEFT = Code("SCT", "7771000", "Left")
 DICTIONARY = LabelDictionary(
     (Segment(5, "One", CODE, CODE, number=1), Segment(7, "Two", CODE, CODE, number=2), Segment(300, "Three", CODE, CODE))
 )
@@ -476,10 +477,11 @@ def test_images_that_the_encoder_has_lost(case: Case) -> None:
         require_placed(case.write(), case.slices.images[:-1], model_labels(case.returned, uids), DICTIONARY)
 
 
-def test_segments_that_are_described_as_others(case: Case) -> None:
-    """The right pixels under the wrong name are refused."""
+@pytest.mark.parametrize("wrong", [{"label": "Two"}, {"type": LEFT}, {"modifier": LEFT}, {"region": LEFT}])
+def test_segments_that_are_described_as_others(case: Case, wrong) -> None:
+    """The right pixels under the wrong name or code are refused."""
     one, two, three = DICTIONARY.segment
-    swapped = LabelDictionary((structs.replace(one, label="Two"), structs.replace(two, label="One"), three))
+    swapped = LabelDictionary((structs.replace(one, **wrong), two, three))
     with pytest.raises(Misplaced, match="segment 1 of the SEG is not described as One"):
         case.prove(case.write(dictionary=swapped))
 
