@@ -131,7 +131,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_context
 def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: bool) -> None:
-    """List what the node has decided to do, and how far it is; show, retry or cancel a job, or replay a series."""
+    """List what the node has decided to do, and how far it is; show, retry, release or cancel a job, or replay a series."""
     from segnode.node import open_index, open_jobs
     from segnode.pipeline.job_document import job_document
     from segnode.store.jobs import STATES
@@ -187,6 +187,19 @@ def retry(config: Config, job_id: str) -> None:
     job = rows.beginning(job_id)
     rows.retry(job.id, time.time())
     click.echo(f"{job.id} is tried again")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.pass_obj
+def release(config: Config, job_id: str) -> None:
+    """Have the result of a job that is held go its way as it is, once a person has looked at it."""
+    from segnode.node import open_jobs
+
+    rows = open_jobs(config)
+    job = rows.beginning(job_id)
+    rows.release(job.id, time.time())
+    click.echo(f"{job.id} is released")
 
 
 @jobs.command()

@@ -16,6 +16,7 @@ from segnode.dicom.matching import Condition, When
 from segnode.errors import ConfigError
 
 FormName = Literal["labelmap:jpeg-ls", "labelmap:rle", "labelmap:native"]
+Laterality = Literal["hold", "warn", "off"]
 DEFAULT_FILE: Final = "segnode.toml"
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -119,12 +120,16 @@ class SecretConfig(_Table, frozen=True):
 
 
 class WebhookConfig(_Table, frozen=True):
-    """`[[webhooks]]`: who is told of jobs that have come to an end; without `patient` no patient data."""
+    """`[[webhooks]]`: who is told of jobs that have come to an end, or wait for a person; without `patient` no patient data."""
 
     name: _Name
     url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
     secret: SecretConfig
-    on: Annotated[tuple[Literal["delivered", "failed"], ...], msgspec.Meta(min_length=1)] = ("delivered", "failed")
+    on: Annotated[tuple[Literal["delivered", "failed", "held"], ...], msgspec.Meta(min_length=1)] = (
+        "delivered",
+        "failed",
+        "held",
+    )
     patient: bool = False
 
 
@@ -135,6 +140,8 @@ class RuleConfig(_Table, frozen=True):
     model: str
     send_to: tuple[str, ...] = ()
     quiet: _Seconds = 60.0
+    laterality: Laterality = "hold"
+    allow_tilt: bool = False
 
 
 class Config(_Table, frozen=True):
@@ -303,12 +310,12 @@ def _table_in(kind: Any) -> type[_Table] | None:
 
 
 def _require_allowed_words(value: Any, kind: Any, path: str) -> None:
-    """Where the type is a list of words: msgspec says which word is wrong, but not which are right."""
-    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal and isinstance(value, list):
-        allowed = get_args(get_args(kind)[0])
+    """Where the type is a word or a list of words: msgspec says which word is wrong, but not which are right."""
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ConfigError(f"{path}: {value!r} is not known; allowed: {', '.join(get_args(kind))}")
+    if get_origin(kind) is tuple and isinstance(value, list):
         for index, item in enumerate(value):
-            if item not in allowed:
-                raise ConfigError(f"{path}[{index}]: {item!r} is not known; allowed: {', '.join(allowed)}")
+            _require_allowed_words(item, get_args(kind)[0], f"{path}[{index}]")
 
 
 def _require_coherent(config: Config) -> None:

@@ -213,8 +213,8 @@ def _await_end(node: Server, table: Table) -> Job:
         for state, _ in entered[shown:]:
             click.echo(f"  {_STAGE_OF.get(state, state)} …", err=True)
         shown = len(entered)
-        if job and job.state in ("failed", "cancelled"):
-            raise DemoFailed(f"the job {job.state}: {job.error or job.note}")
+        if job and job.state in ("failed", "cancelled", "held"):
+            raise DemoFailed(f"the job is {job.state}: {job.error or job.note}")
         if job and job.state == "delivered":
             break
         if node.process.poll() is not None:

@@ -12,6 +12,7 @@ SegnodeError
 ├── NotFound                 nothing is held under that name
 ├── NotAcceptable            held, but not in a representation the client accepts
 ├── NotAVolume               a series whose slices are not one volume
+├── MixedPatients            images of one study that name several patients
 ├── NotASegmentation         a DICOM object that is no Segmentation, or lacks what one needs
 ├── OverlappingSegments      segments that share voxels, where each voxel can have one
 ├── CannotConvert            a SEG that cannot be had in the form that is asked for
@@ -19,6 +20,7 @@ SegnodeError
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
+├── Misplaced                labels of our own that are not where, or what, the model said; they do not leave the node
 ├── ModelFailed              the model raised, or returned what it must not
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── BackupFailed             a backup that could not be made, or brought back
@@ -89,6 +91,10 @@ class NotAVolume(SegnodeError):
     """A series whose slices are not one volume."""
 
 
+class MixedPatients(SegnodeError):
+    """Images of one study that name several patients; the message names the images, and no patient."""
+
+
 class NotASegmentation(SegnodeError):
     """A DICOM object that is no Segmentation, or lacks what one needs; the message names the attribute."""
 
@@ -115,6 +121,10 @@ class LabelError(SegnodeError):
 
 class BadSegmentation(SegnodeError):
     """A SEG of our own that breaks a rule of the standard."""
+
+
+class Misplaced(SegnodeError):
+    """Labels that are not in the patient's space what the model returned; the message names segment and image."""
 
 
 class ModelFailed(SegnodeError):

@@ -303,18 +303,21 @@ class _Worker:
 
     def _tidy(self, workflows: "Workflows") -> None:
         """Tidy up for ever: a shelf of the objects each time, the rest every ten minutes."""
+        from segnode.pipeline.infer import Labelmaps
         from segnode.pipeline.tidy import Tidier
 
         store = self._store
         turn = 0
         while True:
             retention = self._config.retention
-            tidier = Tidier(store.objects, store.index, store.jobs, store.leases, retention, time.time)
+            labelmaps = Labelmaps(self._config.data / "work")
+            tidier = Tidier(store.objects, store.index, store.jobs, store.leases, labelmaps, retention, time.time)
             with _going_on("tidying broke"):
                 tidier.close_associations()
                 tidier.delete_unacknowledged(turn % SHELVES)
                 if turn % _TIDY_ALL_EVERY == 0:
                     tidier.delete_abandoned()
+                    tidier.delete_no_longer_held()
                     tidier.expire()
                     workflows.purge(time.time() - _RECORDS_STAY_S)
             turn += 1

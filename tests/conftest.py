@@ -50,6 +50,12 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
 
 
 @pytest.fixture(scope="session")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a synthetic CT that is smaller still."""
+    return write_ct(tmp_path_factory.mktemp("small") / "ct", slices=8, size=64).folder
+
+
+@pytest.fixture(scope="session")
 def sample() -> Callable[[str], Path]:
     """Finds a published sample."""
 

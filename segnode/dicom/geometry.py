@@ -42,11 +42,12 @@ class Stack:
     affine: Vector
 
 
-def stack(planes: Sequence[Plane]) -> Stack:
+def stack(planes: Sequence[Plane], *, allow_tilt: bool = False) -> Stack:
     """Order planes by their position along the normal (row x column cosines) and prove that they form a regular grid.
 
-    Raises NotAVolume: several frames of reference, orientations, spacings or sizes; two slices in one place; a gap;
-    slices that are shifted against each other (a tilted gantry).
+    With `allow_tilt` each slice may be shifted against the one before by the same (a tilted gantry): the step of slices is
+    then not along the normal. Raises NotAVolume: several frames of reference, orientations, spacings or sizes; two slices
+    in one place; a gap; slices that are shifted against each other otherwise.
     """
     if not planes:
         raise NotAVolume("the series has no image with a place in the patient")
@@ -56,7 +57,7 @@ def stack(planes: Sequence[Plane]) -> Stack:
     positions = np.array([plane.position for plane in planes])
     distances = positions @ normal
     order = np.argsort(distances, kind="stable")
-    step = _slice_step(planes, order, distances, positions, normal)
+    step = _slice_step(planes, order, distances, positions, normal, allow_tilt=allow_tilt)
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = column_cosine * planes[0].spacing[0]
@@ -89,15 +90,27 @@ def _require_one_grid(planes: Sequence[Plane]) -> None:
 
 
 def _slice_step(
-    planes: Sequence[Plane], order: npt.NDArray[np.intp], distances: Vector, positions: Vector, normal: Vector
+    planes: Sequence[Plane],
+    order: npt.NDArray[np.intp],
+    distances: Vector,
+    positions: Vector,
+    normal: Vector,
+    *,
+    allow_tilt: bool,
 ) -> Vector:
     if len(planes) == 1:
         return normal * (planes[0].thickness or 1.0)
     _require_even_gaps(planes, order, distances)
     offsets = positions[order] - positions[order[0]]
-    shifts = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
-    if shifts.max() > _SHIFT_TOLERANCE_MM:
-        raise NotAVolume(f"the slices are shifted against each other by up to {shifts.max():.2f} mm: the gantry was tilted")
+    along = offsets @ normal
+    shifts = offsets - np.outer(along, normal)
+    uneven = np.linalg.norm(shifts - np.outer(along / along[-1], shifts[-1]), axis=1).max()
+    shifted = np.linalg.norm(shifts, axis=1).max()
+    if shifted > _SHIFT_TOLERANCE_MM and uneven > _SHIFT_TOLERANCE_MM:
+        raise NotAVolume(f"the slices are shifted against each other by up to {shifted:.2f} mm, and not evenly")
+    if shifted > _SHIFT_TOLERANCE_MM and not allow_tilt:
+        what = f"the slices are shifted against each other by up to {shifted:.2f} mm: the gantry was tilted"
+        raise NotAVolume(f"{what}; allow_tilt in the rule lets the model have them as they are")
     return np.asarray(offsets[-1] / (len(planes) - 1))
 
 

@@ -19,8 +19,9 @@ class Volume:
     """What a model is given.
 
     `array` is (slices, rows, columns), float32, in modality units (HU for CT). `affine` is 4x4 and maps (slice, row,
-    column) to millimetres in the LPS patient coordinate system. `series` holds attributes by keyword as DICOM text.
-    `sop_instance_uids` names the image of each slice.
+    column) to millimetres in the LPS patient coordinate system; where a rule allows a tilted gantry, its first column may
+    not be along the normal of the slices. `series` holds attributes by keyword as DICOM text. `sop_instance_uids` names the
+    image of each slice.
     """
 
     array: npt.NDArray[np.float32]
@@ -44,15 +45,15 @@ class Slices:
     left_out: tuple[str, ...]
 
 
-def order_slices(images: Sequence[Dataset]) -> Slices:
+def order_slices(images: Sequence[Dataset], *, allow_tilt: bool = False) -> Slices:
     """Put the images of a series (headers suffice, any order) in slice order; localizers are left out.
 
-    Raises NotAVolume, naming what is in the way.
+    A tilted gantry is in the way unless `allow_tilt`. Raises NotAVolume, naming what is in the way.
     """
     slices = [image for image in images if not _is_localizer(image)]
     if not slices:
         raise NotAVolume("the series holds nothing but localizers")
-    geometry = stack([_plane(image) for image in slices])
+    geometry = stack([_plane(image) for image in slices], allow_tilt=allow_tilt)
     left_out = tuple(str(image.SOPInstanceUID) for image in images if _is_localizer(image))
     return Slices(tuple(slices[i] for i in geometry.order), geometry.affine, left_out)
 

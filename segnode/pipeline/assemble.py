@@ -1,6 +1,6 @@
 """Assembling: the images a job was decided on, read from the store and put in slice order."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +9,9 @@ from typing import Final
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
+from segnode.dicom.header import read_header
 from segnode.dicom.volume import Slices, Volume, as_text, order_slices, read_volume
-from segnode.errors import NotAVolume, SegnodeError
+from segnode.errors import MixedPatients, NotAVolume, SegnodeError
 from segnode.pipeline.rules import SeriesValues
 from segnode.pipeline.sweep import ImageValues, content_digest
 from segnode.store.index import Index, Instance
@@ -32,20 +33,51 @@ class Assembler:
     objects: ObjectStore
     index: Index
 
-    def slices(self, job: Job) -> Slices:
+    def slices(self, job: Job, *, allow_tilt: bool = False) -> Slices:
         """The headers of the images that a job was decided on, in slice order.
 
-        Raises Superseded when the series holds other images by now; NotAVolume.
+        Raises Superseded when the series holds other images by now; MixedPatients; NotAVolume.
         """
-        held = self.index.images(job.series_instance_uid)
-        if content_digest(image.sop_instance_uid for image in held) != job.content_digest:
-            raise Superseded("more images of the series came: another job is made of it when it is quiet again")
-        return order_slices([self._read(image, with_pixels=False) for image in held])
+        self._require_one_patient(self._held(job))
+        return order_slices(self.headers(job), allow_tilt=allow_tilt)
 
     def volume(self, slices: Slices) -> Volume:
         """The volume of ordered slices. Raises UnreadablePixels."""
         held = (self.index.find(str(image.SOPInstanceUID)) for image in slices.images)
         return read_volume(slices, (self._read(image, with_pixels=True) for image in held if image is not None))
+
+    def headers(self, job: Job) -> list[Dataset]:
+        """The headers of the images that a job was decided on, in the order of their UIDs. Raises Superseded, NotAVolume."""
+        return [self._read(image, with_pixels=False) for image in self._held(job)]
+
+    def images(self, job: Job) -> Iterator[Dataset]:
+        """As headers, with their pixels, one at a time."""
+        return (self._read(image, with_pixels=True) for image in self._held(job))
+
+    def _held(self, job: Job) -> list[Instance]:
+        held = self.index.images(job.series_instance_uid)
+        if content_digest(image.sop_instance_uid for image in held) != job.content_digest:
+            raise Superseded("more images of the series came: another job is made of it when it is quiet again")
+        return held
+
+    def _require_one_patient(self, series: Sequence[Instance]) -> None:
+        """One PatientID in a series, and in its study: of each other series of that, one object is looked at."""
+        study = self.index.instances(series[0].study_instance_uid)
+        others = {
+            other.series_instance_uid: other for other in study if other.series_instance_uid != series[0].series_instance_uid
+        }
+        named: dict[str, str] = {}
+        for instance in (*series, *others.values()):
+            with self.objects.path(instance.object_key).open("rb") as file:
+                patient = read_header(file).attributes.get("PatientID")
+            if patient:
+                named.setdefault(patient, instance.sop_instance_uid)
+        if len(named) > 1:
+            one, other, *_ = named.values()
+            raise MixedPatients(
+                f"images of one study name different patients (PatientID of SOP instances {one} and {other}): correct them at"
+                " their source and send them again"
+            )
 
     def _read(self, instance: Instance, *, with_pixels: bool) -> Dataset:
         try:

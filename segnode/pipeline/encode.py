@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from segnode.dicom.volume import Slices
 from segnode.errors import BadSegmentation
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.placement import require_placed
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.seg.check import check_attributes
@@ -38,21 +39,38 @@ class Encoder:
     def encode(self, job: Job, rule: Rule) -> None:
         """Make the SEG of a job from its labelmap, hold it, and owe it to the rule's destinations; may be repeated.
 
-        The first SEG that was committed for a job is the one: a repeat finds it and makes no other. Raises BadSegmentation
-        for one that breaks a rule of the standard.
+        The first SEG that was committed for a job is the one: a repeat finds it and makes no other. One with a segment on
+        the wrong side may be held instead: then it is in no index and owed to nobody until a person lets it go. Raises
+        BadSegmentation for one that breaks a rule of the standard, Misplaced for one that is not what the model returned.
         """
+        if job.state == "held":
+            return
         self.jobs.enter(job.id, "encoding", self.clock())
-        slices = self.assembler.slices(job)
+        slices = self.assembler.slices(job, allow_tilt=rule.config.allow_tilt)
         sop_instance_uid = _result_uid("instance", job, rule, slices)
         if self.receiver.index.find(sop_instance_uid) is None:
-            part10 = self._write(job, rule, slices, sop_instance_uid)
-            _require_sound(part10)
+            part10 = self.labelmaps.held(job.id) if job.is_released else None
+            if part10 is None:
+                part10 = self._write(job, rule, slices, sop_instance_uid)
+                _require_sound(part10)
+                returned = self.labelmaps.returned(job.id)
+                # Headers of its own: those of the slices have gone through the encoder.
+                require_placed(part10, self.assembler.headers(job), returned.labels, rule.dictionary)
+                if returned.wrong_sides and rule.config.laterality == "hold" and not job.is_released:
+                    self._hold(job, part10, returned.wrong_sides)
+                    return
             with self.receiver.objects.spool() as spool:
                 spool.write(part10)
                 spool.complete()
                 self.receiver.hold_made(spool.path)
         self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())
         self.labelmaps.delete(job.id)
+
+    def _hold(self, job: Job, part10: bytes, reasons: Sequence[str]) -> None:
+        path = self.labelmaps.hold(job.id, part10)
+        what = f"{'; '.join(reasons)}: look at {path}; `segnode jobs release` sends it as it is, `cancel` drops it"
+        self.jobs.hold(job.id, what, self.clock())
+        self.labelmaps.delete_labels(job.id)
 
     def _write(self, job: Job, rule: Rule, slices: Slices, sop_instance_uid: str) -> bytes:
         algorithm = Algorithm(rule.model.name, rule.model.version, rule.model.family)

@@ -1,11 +1,12 @@
-"""Inferring: a series in, the labelmap of its model out, kept in the job's folder until it is encoded."""
+"""Inferring: a series in, the labelmap of its model out, kept until it is encoded beside what proves where it lies."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -13,6 +14,8 @@ import structlog
 from segnode.dicom.volume import Volume
 from segnode.errors import ModelFailed, OutOfResources
 from segnode.pipeline.assemble import Assembler
+from segnode.pipeline.laterality import NOTHING_WRONG, judge, middle_of, sides
+from segnode.pipeline.placement import ModelLabels, model_labels, require_images_in_volume
 from segnode.pipeline.ports import Model
 from segnode.pipeline.rules import Rule
 from segnode.seg.segments import segment_numbers
@@ -22,34 +25,69 @@ from segnode.store.objects import room_for
 _log = structlog.get_logger()
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """What a model returned, as it came, and which of its segments lie on a wrong side."""
+
+    labels: ModelLabels
+    wrong_sides: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Labelmaps:
-    """The labelmaps of jobs between infer and encode: one file a job, complete or absent."""
+    """What jobs have between infer and encode, and SEGs that are held: files, each complete or absent."""
 
     folder: Path
 
-    def save(self, job_id: str, labelmap: npt.NDArray[np.unsignedinteger]) -> None:
-        """Keep a labelmap durably; a repeat replaces it. Raises OutOfResources."""
-        with room_for("a labelmap"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.folder / f"{job_id}.tmp"
-            with beside.open("wb") as file:
-                np.save(file, labelmap)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self._path(job_id))
+    def save(self, job_id: str, labelmap: npt.NDArray[np.unsignedinteger], returned: Returned) -> None:
+        """Keep a labelmap durably, with what it was made of; a repeat replaces them. Raises OutOfResources."""
+        self._write(self._path(job_id, "returned"), lambda file: file.write(msgspec.msgpack.encode(returned)))
+        self._write(self._path(job_id, "npy"), lambda file: np.save(file, labelmap))
 
     def load(self, job_id: str) -> npt.NDArray[np.unsignedinteger]:
         """The labelmap of a job, mapped from its file."""
-        labelmap: npt.NDArray[np.unsignedinteger] = np.load(self._path(job_id), mmap_mode="r")
+        labelmap: npt.NDArray[np.unsignedinteger] = np.load(self._path(job_id, "npy"), mmap_mode="r")
         return labelmap
 
-    def delete(self, job_id: str) -> None:
-        """Delete the labelmap of a job; it is no error when it is gone."""
-        self._path(job_id).unlink(missing_ok=True)
+    def returned(self, job_id: str) -> Returned:
+        """What the model of a job returned."""
+        return msgspec.msgpack.decode(self._path(job_id, "returned").read_bytes(), type=Returned)
 
-    def _path(self, job_id: str) -> Path:
-        return self.folder / f"{job_id}.npy"
+    def hold(self, job_id: str, part10: bytes) -> Path:
+        """Keep a SEG for a person to look at; where it lies. Raises OutOfResources."""
+        self._write(self._path(job_id, "dcm"), lambda file: file.write(part10))
+        return self._path(job_id, "dcm")
+
+    def held(self, job_id: str) -> bytes | None:
+        """The SEG of a job that is held, or was; None when there is none."""
+        path = self._path(job_id, "dcm")
+        return path.read_bytes() if path.exists() else None
+
+    def all_held(self) -> list[str]:
+        """The ids of the jobs whose SEG is held."""
+        return [path.stem for path in self.folder.glob("*.dcm")]
+
+    def delete(self, job_id: str) -> None:
+        """Delete all that there is of a job; it is no error when it is gone."""
+        self.delete_labels(job_id)
+        self._path(job_id, "dcm").unlink(missing_ok=True)
+
+    def delete_labels(self, job_id: str) -> None:
+        """Delete what the SEG of a job was made of."""
+        for kind in ("npy", "returned"):
+            self._path(job_id, kind).unlink(missing_ok=True)
+
+    def _path(self, job_id: str, kind: str) -> Path:
+        return self.folder / f"{job_id}.{kind}"
+
+    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        with room_for("a labelmap"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".tmp")
+            with beside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(path)
 
 
 @dataclass(frozen=True)
@@ -64,17 +102,29 @@ class Inferrer:
 
     def infer(self, job: Job, rule: Rule) -> None:
         """Make the labelmap of a job. Raises SegnodeError with the reason when there can be none; may be repeated."""
+        if job.is_released and self.labelmaps.held(job.id) is not None:
+            return  # what a person has looked at is what goes
         model = self.models.get((rule.model.name, rule.model.version))
         if model is None:
             raise ModelFailed(f"model {rule.model.name!r} version {rule.model.version} is no longer in the configuration")
         self.jobs.enter(job.id, "assembling", self.clock())
-        slices = self.assembler.slices(job)
-        if slices.left_out:
-            self.jobs.note(job.id, f"{len(slices.left_out)} localizer(s) left out: {', '.join(slices.left_out)}")
+        slices = self.assembler.slices(job, allow_tilt=rule.config.allow_tilt)
+        notes = [f"{len(slices.left_out)} localizer(s) left out: {', '.join(slices.left_out)}"] if slices.left_out else []
         volume = self.assembler.volume(slices)
+        require_images_in_volume(volume, self.assembler.images(job))
+        middle = middle_of(volume, slices.images) if rule.config.laterality != "off" and sides(rule.dictionary) else None
         self.jobs.enter(job.id, "inferring", self.clock())
         labelmap = run_model(model, volume, rule.model.name)
-        self.labelmaps.save(job.id, segment_numbers(labelmap, rule.dictionary))
+        labels = model_labels(labelmap, volume.sop_instance_uids)
+        numbers = segment_numbers(labelmap, rule.dictionary)
+        judgement = judge(labelmap, slices.images, rule.dictionary, middle) if middle else NOTHING_WRONG
+        if judgement.not_judged:
+            numbered = ", ".join(map(str, judgement.not_judged))
+            notes.append(f"the side of segments {numbered} is not judged: the middle of the body there is not known")
+        if rule.config.laterality == "warn":
+            notes.extend(judgement.wrong)
+        self.jobs.note(job.id, "; ".join(notes))
+        self.labelmaps.save(job.id, numbers, Returned(labels, judgement.wrong))
 
 
 def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer]:

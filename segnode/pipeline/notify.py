@@ -41,7 +41,7 @@ class EventData(msgspec.Struct, frozen=True):
 class EventDocument(msgspec.Struct, frozen=True):
     """The body of a notice."""
 
-    type: Annotated[str, Meta(description="job.delivered or job.failed.")]
+    type: Annotated[str, Meta(description="job.delivered, job.failed, or job.held: it waits for a person.")]
     timestamp: Annotated[str, Meta(description="When it happened: ISO 8601, in UTC.")]
     data: EventData
 

@@ -27,12 +27,15 @@ class Rule(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def digest(self) -> str:
         """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
+        # Only where it is allowed: it came later, and what there was before keeps its name. Sides change nothing that is made.
+        tilt = ["allow_tilt"] if self.config.allow_tilt else []
         return derived_digest(
             "rule",
             [f"{keyword}={asked(when)}" for keyword, when in sorted(self.config.when.items())],
             self.config.send_to,
             (self.model.name, self.model.version),
             msgspec.json.encode(self.dictionary).decode(),
+            *tilt,
         )
 
     @property

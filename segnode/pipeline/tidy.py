@@ -7,9 +7,10 @@ from typing import Final
 import structlog
 
 from segnode.config import RetentionConfig
+from segnode.pipeline.infer import Labelmaps
 from segnode.pipeline.sweep import content_digest
 from segnode.store.index import Index
-from segnode.store.jobs import Jobs
+from segnode.store.jobs import ENDED, Jobs
 from segnode.store.leases import Leases
 from segnode.store.objects import ObjectStore
 
@@ -26,6 +27,7 @@ class Tidier:
     index: Index
     jobs: Jobs
     leases: Leases
+    labelmaps: Labelmaps
     retention: RetentionConfig
     clock: Callable[[], float]
 
@@ -46,6 +48,12 @@ class Tidier:
         """Delete what processes that are gone had not written to the end."""
         self.objects.delete_abandoned(self.leases.alive(self.clock()), self.clock() - ABANDONED_S)
         self.leases.forget(self.clock() - ABANDONED_S)
+
+    def delete_no_longer_held(self) -> None:
+        """Delete the SEGs that were held of jobs that have ended."""
+        for job_id in self.labelmaps.all_held():
+            if self.jobs.state(job_id) in (None, *ENDED):
+                self.labelmaps.delete(job_id)
 
     def expire(self) -> None:
         """Delete what has been delivered for as long as its retention says; then the files of what was taken off the index."""

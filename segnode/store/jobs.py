@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import (
@@ -27,9 +28,9 @@ from sqlalchemy.dialects.sqlite import insert
 from segnode.errors import JobEnded, NotFound
 from segnode.store.database import reading
 
-State = Literal["waiting", "assembling", "inferring", "encoding", "delivering", "delivered", "failed", "cancelled"]
+State = Literal["waiting", "assembling", "inferring", "encoding", "held", "delivering", "delivered", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
-_ENDED: Final[tuple[State, ...]] = ("delivered", "failed", "cancelled")
+ENDED: Final[tuple[State, ...]] = ("delivered", "failed", "cancelled")
 DeliveryState = Literal["waiting", "delivered", "failed", "cancelled"]
 
 _metadata = MetaData()
@@ -130,7 +131,12 @@ class Job:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more is done for it, unless it is tried again."""
-        return self.state in _ENDED
+        return self.state in ENDED
+
+    @property
+    def is_released(self) -> bool:
+        """Whether a person has let its result go that was held."""
+        return ("held", "waiting") in pairwise(state for state, _ in self.transitions)
 
 
 class Jobs:
@@ -206,6 +212,24 @@ class Jobs:
                 }
                 connection.execute(insert(_delivery).values(row).on_conflict_do_nothing())
             _settle(connection, job_id, now)
+
+    def hold(self, job_id: str, reason: str, now: float) -> None:
+        """The result of a job stays here until a person has looked at it. Raises JobEnded when it was cancelled."""
+        with self._writer.begin() as connection:
+            _require_going_on(connection, job_id)
+            noted = connection.execute(select(_job.c.note).where(_job.c.id == job_id)).scalar_one()
+            note = "; ".join(filter(None, (noted, reason)))
+            connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
+            _move(connection, job_id, "held", now)
+
+    def release(self, job_id: str, now: float) -> None:
+        """Have the result of a job that is held go its way as it is. Raises JobEnded when it is not held."""
+        with self._writer.begin() as connection:
+            state = _state(connection, job_id)
+            if state != "held":
+                raise JobEnded(f"job {job_id} is not held: it is {state}")
+            connection.execute(_job.update().where(_job.c.id == job_id).values(attempt=_job.c.attempt + 1))
+            _move(connection, job_id, "waiting", now)
 
     def retry(self, job_id: str, now: float) -> None:
         """Have a failed or cancelled job done again: its result where there is none, else the deliveries that failed.
@@ -355,12 +379,12 @@ def _state(connection: Connection, job_id: str) -> State:
 
 
 def _going_on() -> ColumnElement[bool]:
-    return _job.c.state.not_in(_ENDED)
+    return _job.c.state.not_in(ENDED)
 
 
 def _require_going_on(connection: Connection, job_id: str) -> None:
     state = _state(connection, job_id)
-    if state in _ENDED:
+    if state in ENDED:
         raise JobEnded(f"job {job_id} has ended: it is {state}")
 
 

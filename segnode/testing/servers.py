@@ -212,7 +212,7 @@ def _port(address: str) -> int:
 
 
 def await_jobs(config: Config, count: int = 1, within: float = 60) -> list[Job]:
-    """The jobs of a node once that many have ended, and every other too; a cancelled one is followed by another.
+    """The jobs of a node once that many have ended or are held, and every other too; a cancelled one is followed by another.
 
     Raises ServerFailed when that takes too long.
     """
@@ -221,7 +221,7 @@ def await_jobs(config: Config, count: int = 1, within: float = 60) -> list[Job]:
     def going_on() -> list[Job]:
         return [job for job in jobs.all() if job.state != "cancelled"]
 
-    until(lambda: len(going_on()) >= count and all(job.state in ("delivered", "failed") for job in going_on()), within)
+    until(lambda: len(going_on()) >= count and all(job.state in ("delivered", "failed", "held") for job in going_on()), within)
     return going_on()
 
 

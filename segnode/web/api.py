@@ -42,6 +42,7 @@ class Api:
             Route("/jobs/replay", self._replay, methods=["POST"]),
             Route("/jobs/{id}", self._show),
             Route("/jobs/{id}/retry", self._steer(self.jobs.retry), methods=["POST"]),
+            Route("/jobs/{id}/release", self._steer(self.jobs.release), methods=["POST"]),
             Route("/jobs/{id}/cancel", self._steer(self.jobs.cancel), methods=["POST"]),
         ]
 

@@ -68,6 +68,7 @@ def openapi_document() -> Mapping[str, Any]:
             "/jobs/replay": {"post": _replay(asked, replayed)},
             "/jobs/{id}": {"get": _show(job)},
             "/jobs/{id}/retry": {"post": _retry(job)},
+            "/jobs/{id}/release": {"post": _release(job)},
             "/jobs/{id}/cancel": {"post": _cancel(job)},
         },
         "components": {"schemas": schemas},
@@ -121,6 +122,17 @@ def _retry(job: _Schema) -> _Schema:
         "parameters": [_JOB_ID],
         "requestBody": _ANY_BODY,
         "responses": _answers(job, {**_NO_JOB, 409: "The job has not failed.", **_NO_JSON}),
+    }
+
+
+def _release(job: _Schema) -> _Schema:
+    return {
+        "operationId": "releaseJob",
+        "summary": "Have the result of a job that is held go its way as it is",
+        "description": "It was held for a person to look at; its note says why.",
+        "parameters": [_JOB_ID],
+        "requestBody": _ANY_BODY,
+        "responses": _answers(job, {**_NO_JOB, 409: "The job is not held.", **_NO_JSON}),
     }
 
 

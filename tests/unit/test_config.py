@@ -57,6 +57,8 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         (RULE + 'send_to = ["archive"]', "rules[0].send_to[0]", "there are no [[destinations]]"),
         (ARCHIVE + RULE + 'send_to = ["archiv"]', "rules[0].send_to[0]", "archive"),
         (RULE + "quiet = -1", "rules[0].quiet", ">= 0"),
+        (RULE + 'laterality = "maybe"', "rules[0].laterality: 'maybe' is not known", "allowed: hold, warn, off"),
+        (RULE + 'allow_tilt = "yes"', "rules[0].allow_tilt", "bool"),
         ("[node", "not TOML", ""),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from segnode.config import RetentionConfig
+from segnode.pipeline.infer import Labelmaps
 from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.database import open_database
@@ -36,7 +37,9 @@ class Node:
     def tidy(self, images: str | None = None, segmentations: str | None = None) -> None:
         """Tidy everything up now."""
         retention = RetentionConfig(images_after_delivery=images, segmentations_after_delivery=segmentations)
-        tidier = Tidier(self.objects, self.index, self.jobs, self.leases, retention, lambda: self.now)
+        tidier = Tidier(
+            self.objects, self.index, self.jobs, self.leases, Labelmaps(self.folder / "work"), retention, lambda: self.now
+        )
         tidier.close_associations()
         for shelf in range(SHELVES):
             tidier.delete_unacknowledged(shelf)

@@ -34,6 +34,23 @@ def segment(volume):
         raise ValueError("not mended yet")
     return threshold.segment(volume)
 """
+# What lies on the patient's right is coded left.
+SIDED = """
+from segnode.models import Result
+
+def segment(volume):
+    labels = (volume.array > 0).astype("uint8")
+    labels[:, :, volume.array.shape[2] // 3 :] = 0
+    return Result(labels)
+"""
+LABELS = """
+[[segment]]
+value = 1
+label = "Kidney"
+category = ["SCT", "123037004", "Anatomical structure"]
+type = ["SCT", "64033007", "Kidney"]
+modifier = ["SCT", "7771000", "Left"]
+"""
 TABLES = """
 [[models]]
 name = "broken"
@@ -44,6 +61,11 @@ version = "1"
 name = "good"
 run = "python:segnode.models.threshold"
 labels = "threshold"
+version = "1"
+[[models]]
+name = "sided"
+run = "python:sided_model"
+labels = "{labels}"
 version = "1"
 [[destinations]]
 name = "down"
@@ -58,6 +80,10 @@ model = "good"
 when = {{ SeriesDescription = "owed" }}
 model = "good"
 send_to = ["down"]
+[[rules]]
+when = {{ SeriesDescription = "sided" }}
+model = "sided"
+send_to = ["down"]
 """
 WEBHOOK = """
 [[webhooks]]
@@ -65,7 +91,7 @@ name = "ops"
 url = "{url}"
 secret = {{ file = "../secret" }}
 """
-SERIES = ("broken", "good", "owed", "unselected")
+SERIES = ("broken", "good", "owed", "sided", "unselected")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -117,9 +143,11 @@ class Client:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A node that held four series before it had rules, so that nothing happens but what is asked for."""
+    """A node that held five series before it had rules, so that nothing happens but what is asked for."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "broken_model.py").write_text(MODEL)
+    (folder / "sided_model.py").write_text(SIDED)
+    (folder / "labels.toml").write_text(LABELS)
     phantoms = [write_ct(folder / name, slices=6, size=32, seed=n, SeriesDescription=name) for n, name in enumerate(SERIES, 1)]
     files = [sorted(phantom.folder.iterdir()) for phantom in phantoms]
     series = {name: str(dcmread(of[0]).SeriesInstanceUID) for name, of in zip(SERIES, files, strict=True)}
@@ -129,8 +157,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as environment, listening() as told:
         environment.setenv("PYTHONPATH", str(folder))
         environment.setenv("MENDED", str(folder / "mended"))
+        tables = TABLES.format(port=free_port(), labels=folder / "labels.toml")
         with (
-            segnode(folder / "node", TABLES.format(port=free_port()) + WEBHOOK.format(url=told.url)) as node,
+            segnode(folder / "node", tables + WEBHOOK.format(url=told.url)) as node,
             httpx.Client(base_url=f"http://127.0.0.1:{node.http_port}/api", timeout=30) as http,
         ):
             yield Client(node, series, http, folder / "mended", http.get("/openapi.json").json(), told)
@@ -214,10 +243,28 @@ def test_job_that_goes_on_is_cancelled(client: Client) -> None:
     assert client.act(f"/jobs/{job['id']}/cancel")["state"] == "cancelled"
 
 
+def test_job_that_is_held_is_released(client: Client) -> None:
+    """A segment on the wrong side is owed to nobody and served to nobody, with the reason, until a person lets it go."""
+    client.replay("sided")
+    held = client.await_state("sided", "held")
+    assert "segment 1 (Kidney) lies on the patient's right" in held["note"]
+    assert (held["segmentation"], held["deliveries"]) == ("", [])
+    assert client.call("GET", "/jobs?state=held") == [held]
+    found = httpx.get(f"{client.node.dicomweb}/instances", params={"Modality": "SEG"})
+    assert held["series"] not in found.text
+    assert client.act(f"/jobs/{held['id']}/retry")[0] == 409
+    assert client.act(f"/jobs/{held['id']}/release")["state"] == "waiting"
+    assert client.act(f"/jobs/{held['id']}/release")[0] == 409
+    released = client.await_state("sided", "delivering")
+    assert [delivery["destination"] for delivery in released["deliveries"]] == ["down"]
+    assert [stage["state"] for stage in released["stages"]][-4:] == ["held", "waiting", "encoding", "delivering"]
+    assert client.act(f"/jobs/{held['id']}/cancel")["state"] == "cancelled"
+
+
 def test_documents_of_the_command_and_of_the_api_are_the_same(client: Client) -> None:
     """What `segnode jobs --json` and `show --json` print is what HTTP answers; HTTP begins with the newest."""
     listed = client.call("GET", "/jobs")
-    assert len(listed) == 3
+    assert len(listed) == 4
     assert json.loads(run(client, "--json").stdout) == listed[::-1]
     beginning = listed[0]["id"][:10]
     assert json.loads(run(client, "show", beginning, "--json").stdout) == client.call("GET", f"/jobs/{beginning}") == listed[0]
@@ -300,7 +347,7 @@ def test_unknown_series_is_not_found(client: Client, series: str) -> None:
 def test_unknown_job_is_not_found(client: Client, job_id: str) -> None:
     """An id that no job has is 404 for whatever is asked of it; characters that mean something in SQL mean nothing."""
     assert client.call("GET", f"/jobs/{job_id}")[0] == 404
-    for act in ("retry", "cancel"):
+    for act in ("retry", "release", "cancel"):
         assert client.act(f"/jobs/{job_id}/{act}")[0] == 404
 
 
@@ -318,7 +365,7 @@ def test_unknown_job_is_not_found(client: Client, job_id: str) -> None:
 def test_foreign_page_cannot_steer(client: Client, headers: Mapping[str, str]) -> None:
     """What a browser sends for another site without asking is 415, and does nothing."""
     before = client.call("GET", "/jobs")
-    paths = ["/jobs/replay", *(f"/jobs/{before[0]['id']}/{act}" for act in ("retry", "cancel"))]
+    paths = ["/jobs/replay", *(f"/jobs/{before[0]['id']}/{act}" for act in ("retry", "release", "cancel"))]
     for path in paths:
         body = json.dumps({"series": client.series["good"]}).encode()
         assert client.call("POST", path, content=body, headers=headers)[0] == 415

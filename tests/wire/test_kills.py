@@ -23,6 +23,7 @@ from segnode.config import Config, DimseAddress, RetentionConfig, parse_dimse_ad
 from segnode.dimse.scu import associate, send_files
 from segnode.errors import DeliveryFailed
 from segnode.node import Store, open_index, open_jobs, open_store
+from segnode.pipeline.infer import Labelmaps
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.jobs import Job
 from segnode.store.leases import LEASE_S, new_lease
@@ -142,7 +143,9 @@ def half_written(node: Server, role: str) -> list[Path]:
 
 def tidy(store: Store, now: float) -> None:
     """Delete what was never acknowledged, as the worker would at that time."""
-    tidier = Tidier(store.objects, store.index, store.jobs, store.leases, RetentionConfig(), lambda: now)
+    tidier = Tidier(
+        store.objects, store.index, store.jobs, store.leases, Labelmaps(Path("none")), RetentionConfig(), lambda: now
+    )
     for shelf in range(SHELVES):
         tidier.delete_unacknowledged(shelf)
 

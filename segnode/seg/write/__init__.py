@@ -152,11 +152,17 @@ def write_labelmap(
     mm; `images` are the headers of the single-frame images that the slices lie on, one a slice, in slice order. Raises
     LabelError, NotAVolume.
     """
-    placement = replace(on_images(images), spacing_between_slices=float(np.linalg.norm(affine[:3, 0])))
+    placement = replace(on_images(images), spacing_between_slices=_between_slices(affine))
     segments = described_segments(dictionary, algorithm, identity.tracking_uids)
     named = replace(identity, content_description=f"{algorithm.name} {algorithm.version}"[:64])
     stored_as = StoredAs("LABELMAP", form.codec.name, omit_empty_frames=False)
     return write_segmentation(labelmap, placement, segments, stored_as, named)
+
+
+def _between_slices(affine: Vector) -> float:
+    """Along their normal (PS3.3 C.7.6.16.2.1), which the step of slices that were taken with a tilted gantry is not."""
+    normal = np.cross(affine[:3, 2], affine[:3, 1])
+    return abs(float(affine[:3, 0] @ normal / np.linalg.norm(normal)))
 
 
 def write_segmentation(
