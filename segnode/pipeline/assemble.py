@@ -38,8 +38,9 @@ class Assembler:
 
         Raises Superseded when the series holds other images by now; MixedPatients; NotAVolume.
         """
-        self._require_one_patient(self._held(job))
-        return order_slices(self.headers(job), allow_tilt=allow_tilt)
+        images = self.headers(job)
+        self._require_one_patient(images)
+        return order_slices(images, allow_tilt=allow_tilt)
 
     def volume(self, slices: Slices) -> Volume:
         """The volume of ordered slices. Raises UnreadablePixels."""
@@ -60,23 +61,21 @@ class Assembler:
             raise Superseded("more images of the series came: another job is made of it when it is quiet again")
         return held
 
-    def _require_one_patient(self, series: Sequence[Instance]) -> None:
+    def _require_one_patient(self, images: Sequence[Dataset]) -> None:
         """One PatientID in a series, and in its study: of each other series of that, one object is looked at."""
-        study = self.index.instances(series[0].study_instance_uid)
-        others = {
-            other.series_instance_uid: other for other in study if other.series_instance_uid != series[0].series_instance_uid
-        }
-        named: dict[str, str] = {}
-        for instance in (*series, *others.values()):
-            with self.objects.path(instance.object_key).open("rb") as file:
-                patient = read_header(file).attributes.get("PatientID")
-            if patient:
-                named.setdefault(patient, instance.sop_instance_uid)
+        named = {str(image.get("PatientID") or "").strip(): str(image.SOPInstanceUID) for image in images}
+        study = self.index.instances(str(images[0].StudyInstanceUID))
+        others = {other.series_instance_uid: other for other in study}
+        others.pop(str(images[0].SeriesInstanceUID), None)
+        for other in others.values():
+            with self.objects.path(other.object_key).open("rb") as file:
+                named[read_header(file).attributes.get("PatientID", "")] = other.sop_instance_uid
+        named.pop("", None)
         if len(named) > 1:
-            one, other, *_ = named.values()
+            where = " and ".join([*named.values()][:2])
             raise MixedPatients(
-                f"images of one study name different patients (PatientID of SOP instances {one} and {other}): correct them at"
-                " their source and send them again"
+                f"images of one study name different patients (PatientID of SOP instances {where}): correct them at their"
+                " source and send them again"
             )
 
     def _read(self, instance: Instance, *, with_pixels: bool) -> Dataset:

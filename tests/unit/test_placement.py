@@ -272,6 +272,19 @@ def test_two_patients_under_one_study(tmp_path: Path, ct: Path) -> None:
         assert (job.state, "name different patients" in job.error) == ("failed", True)
 
 
+@pytest.mark.parametrize("patient", ["Zoë 1 ", ""])
+def test_another_series_of_the_patient(tmp_path: Path, ct: Path, patient: str) -> None:
+    """Series that name one patient, in whatever characters, or none, are in nobody's way."""
+    node = Node(tmp_path)
+    images = each("SpecificCharacterSet", lambda _: "ISO_IR 100")(each("PatientID", lambda _: patient)(images_in(ct)))
+    other = deepcopy(images[0])
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = other.SeriesInstanceUID = "1.2.5"
+    other.SpecificCharacterSet = "ISO_IR 192"
+    node.receive([other])
+    job = node.run(images)
+    assert (job.state, job.error) == ("delivered", "")
+
+
 @pytest.mark.parametrize("change", [tilted, lambda images: tilted(images)[::-1]], ids=["tilted", "tilted and reversed"])
 def test_tilt_that_is_allowed(tmp_path: Path, ct: Path, change: Change) -> None:
     """Each frame lies where its image does; slices are 2.5 mm apart along their normal; the model is told of the shift."""
