@@ -63,10 +63,17 @@ def read_volume(slices: Slices, images: Iterable[Dataset]) -> Volume:
 
     Raises UnreadablePixels, naming the image.
     """
+    return volume_of(slices, map(stored_values, images))
+
+
+def volume_of(slices: Slices, stored: Iterable[npt.NDArray[np.number]]) -> Volume:
+    """The volume of stored values (rows, columns), given in slice order."""
     first = slices.images[0]
     array = np.empty((len(slices.images), first.Rows, first.Columns), np.float32)
-    for plane, image in zip(array, images, strict=True):
-        plane[:] = _modality_values(image)
+    for plane, values, image in zip(array, stored, slices.images, strict=True):
+        slope, intercept = float(image.get("RescaleSlope") or 1), float(image.get("RescaleIntercept") or 0)
+        np.multiply(values, np.float32(slope), out=plane, dtype=np.float32, casting="unsafe")
+        np.add(plane, np.float32(intercept), out=plane)
     series = {keyword: as_text(first.get(keyword)) for keyword in RULE_ATTRIBUTES if first.get(keyword) not in (None, "")}
     return Volume(array, slices.affine, series, tuple(str(image.SOPInstanceUID) for image in slices.images))
 
@@ -107,15 +114,15 @@ def _positive(image: Dataset, keyword: str) -> int:
     return value
 
 
-def _modality_values(image: Dataset) -> npt.NDArray[np.float32]:
+def stored_values(image: Dataset) -> npt.NDArray[np.number]:
+    """The stored values (rows, columns) of an image with its pixels. Raises UnreadablePixels."""
     try:
-        stored = pixel_array(image, raw=True)
+        stored: npt.NDArray[np.number] = pixel_array(image, raw=True)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UnreadablePixels(f"the pixels of SOP instance {image.SOPInstanceUID} cannot be decoded: {error}") from error
     if stored.shape != (image.Rows, image.Columns):
         raise UnreadablePixels(f"SOP instance {image.SOPInstanceUID} does not decode to Rows x Columns of one sample")
-    slope, intercept = float(image.get("RescaleSlope") or 1), float(image.get("RescaleIntercept") or 0)
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    return stored
 
 
 def as_text(value: object) -> str:

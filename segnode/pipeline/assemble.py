@@ -1,16 +1,19 @@
 """Assembling: the images a job was decided on, read from the store and put in slice order."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from segnode.dicom.header import read_header
-from segnode.dicom.volume import Slices, Volume, as_text, order_slices, read_volume
+from segnode.dicom.native_pixels import native_values
+from segnode.dicom.volume import Slices, Volume, as_text, order_slices, stored_values, volume_of
 from segnode.errors import MixedPatients, NotAVolume, SegnodeError
 from segnode.pipeline.rules import SeriesValues
 from segnode.pipeline.sweep import ImageValues, content_digest
@@ -32,20 +35,29 @@ class Assembler:
 
     objects: ObjectStore
     index: Index
+    # Of the last job: who encodes a result asks for what was read a moment ago for the model.
+    _kept: dict[str, Slices] = field(default_factory=dict)
 
     def slices(self, job: Job, *, allow_tilt: bool = False) -> Slices:
         """The headers of the images that a job was decided on, in slice order.
 
         Raises Superseded when the series holds other images by now; MixedPatients; NotAVolume.
         """
-        images = self.headers(job)
+        held = self._held(job)
+        kept = self._kept.pop(job.id, None)
+        if kept is not None:
+            return kept
+        images = [self._read(image, with_pixels=False) for image in held]
         self._require_one_patient(images)
-        return order_slices(images, allow_tilt=allow_tilt)
+        slices = order_slices(images, allow_tilt=allow_tilt)
+        self._kept.clear()
+        self._kept[job.id] = slices
+        return slices
 
     def volume(self, slices: Slices) -> Volume:
-        """The volume of ordered slices. Raises UnreadablePixels."""
-        held = (self.index.find(str(image.SOPInstanceUID)) for image in slices.images)
-        return read_volume(slices, (self._read(image, with_pixels=True) for image in held if image is not None))
+        """The volume of ordered slices. Raises UnreadablePixels, NotAVolume."""
+        held = {image.sop_instance_uid: image for image in self.index.images(str(slices.images[0].SeriesInstanceUID))}
+        return volume_of(slices, (self._stored_values(image, held[str(image.SOPInstanceUID)]) for image in slices.images))
 
     def headers(self, job: Job) -> list[Dataset]:
         """The headers of the images that a job was decided on, in the order of their UIDs. Raises Superseded, NotAVolume."""
@@ -54,6 +66,10 @@ class Assembler:
     def images(self, job: Job) -> Iterator[Dataset]:
         """As headers, with their pixels, one at a time."""
         return (self._read(image, with_pixels=True) for image in self._held(job))
+
+    def _stored_values(self, header: Dataset, instance: Instance) -> npt.NDArray[np.number]:
+        native = native_values(self.objects.path(instance.object_key).read_bytes(), header)
+        return native if native is not None else stored_values(self._read(instance, with_pixels=True))
 
     def _held(self, job: Job) -> list[Instance]:
         held = self.index.images(job.series_instance_uid)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,10 +112,13 @@ class Inferrer:
         slices = self.assembler.slices(job, allow_tilt=rule.config.allow_tilt)
         notes = [f"{len(slices.left_out)} localizer(s) left out: {', '.join(slices.left_out)}"] if slices.left_out else []
         volume = self.assembler.volume(slices)
-        require_images_in_volume(volume, self.assembler.images(job))
         middle = middle_of(volume, slices.images) if rule.config.laterality != "off" and sides(rule.dictionary) else None
         self.jobs.enter(job.id, "inferring", self.clock())
-        labelmap = run_model(model, volume, rule.model.name)
+        # Beside the model, which has a process of its own: the proof reads every image once more.
+        with ThreadPoolExecutor(1, "proof") as beside:
+            proof = beside.submit(require_images_in_volume, volume, self.assembler.images(job))
+            labelmap = run_model(model, volume, rule.model.name)
+            proof.result()
         labels = model_labels(labelmap, volume.sop_instance_uids)
         numbers = segment_numbers(labelmap, rule.dictionary)
         judgement = judge(labelmap, slices.images, rule.dictionary, middle) if middle else NOTHING_WRONG
