@@ -283,8 +283,8 @@ def test_worker_killed_while_it_encodes(tmp_path: Path, archive: Server, there: 
         config = node_config(node)
         jobs = open_jobs(config)
         with ExitStack() as stack:
-            # The first rename of the thread that does the job is the labelmap's.
-            with stopped_at(node, "worker", f"delay_exit={FOR_EVER_US}:when=2", tmp_path / "trace"):
+            # The first two renames of the thread that does the job are of what the model returned and of the labelmap.
+            with stopped_at(node, "worker", f"delay_exit={FOR_EVER_US}:when=3", tmp_path / "trace"):
                 send_series(node, tmp_path)
                 until(lambda: len(orphans(node)) == 1)
                 if there == "file":
