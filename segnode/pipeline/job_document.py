@@ -9,14 +9,14 @@ from msgspec import Meta
 from segnode.store.index import Index
 from segnode.store.jobs import Delivery, DeliveryState, Job, State
 
-_Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
+Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
 
 
 class StageDocument(msgspec.Struct, frozen=True):
     """When a job came into a state."""
 
     state: State
-    at: _Time
+    at: Time
 
 
 class DeliveryDocument(msgspec.Struct, frozen=True):
@@ -26,8 +26,13 @@ class DeliveryDocument(msgspec.Struct, frozen=True):
     state: DeliveryState
     form: Annotated[str, Meta(description="The form in which it was taken; empty until then.")]
     attempts: int
-    next_attempt: _Time | None
+    next_attempt: Time | None
     last_answer: str
+    segmentation: Annotated[str, Meta(description="SOPInstanceUID of the object that was taken; empty until then.")]
+    segment_numbers: Annotated[
+        dict[str, int],
+        Meta(description="Where that is another object than the result, converted: its number for each of the result's."),
+    ]
 
 
 class JobDocument(msgspec.Struct, frozen=True):
@@ -38,8 +43,8 @@ class JobDocument(msgspec.Struct, frozen=True):
     rule: Annotated[str, Meta(description="Names the rule as it was resolved.")]
     model: Annotated[str, Meta(description="Name and version of the model.")]
     series: Annotated[str, Meta(description="SeriesInstanceUID of the images.")]
-    created: _Time
-    updated: _Time
+    created: Time
+    updated: Time
     attempt: Annotated[int, Meta(description="How often it was retried.")]
     note: str
     error: Annotated[str, Meta(description="Why it failed; empty when it has not.")]
@@ -59,15 +64,15 @@ def job_document(job: Job, index: Index) -> JobDocument:
         rule=rule_name(job.rule_digest),
         model=f"{job.model} {job.model_version}",
         series=job.series_instance_uid,
-        created=_time(job.created_at),
-        updated=_time(job.updated_at),
+        created=time_of(job.created_at),
+        updated=time_of(job.updated_at),
         attempt=job.attempt,
         note=job.note,
         error=job.error,
         segmentation=job.sop_instance_uid,
         segmentation_series=made.series_instance_uid if made else "",
         study=made.study_instance_uid if made else "",
-        stages=tuple(StageDocument(state, _time(at)) for state, at in job.transitions),
+        stages=tuple(StageDocument(state, time_of(at)) for state, at in job.transitions),
         deliveries=tuple(map(_delivery_document, job.deliveries)),
     )
 
@@ -83,10 +88,13 @@ def _delivery_document(delivery: Delivery) -> DeliveryDocument:
         state=delivery.state,
         form=delivery.form,
         attempts=delivery.attempts,
-        next_attempt=_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
+        next_attempt=time_of(delivery.next_attempt_at) if delivery.state == "waiting" else None,
         last_answer=delivery.last_answer,
+        segmentation=delivery.sent_sop_instance_uid,
+        segment_numbers={str(number): new for number, new in delivery.segment_numbers.items()},
     )
 
 
-def _time(seconds: float) -> str:
+def time_of(seconds: float) -> str:
+    """A time in seconds since 1970 as documents have it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

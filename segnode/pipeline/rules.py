@@ -3,18 +3,21 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from segnode.config import Config, FormName, ModelConfig, RuleConfig
+from segnode.config import Config, DestinationConfig, FormName, ModelConfig, RuleConfig
 from segnode.dicom.matching import matches
 from segnode.dicom.uids import derived_digest
 from segnode.errors import LabelError
 from segnode.seg.segments import LabelDictionary, read_label_dictionary
 
+_HELD_FORM: Final[FormName] = "labelmap:rle"
+
 
 class Rule(msgspec.Struct, frozen=True, dict=True):
-    """A rule with what it names; `first_form` is what its first destination would like best."""
+    """A rule with what it names; `first_form` is the LABELMAP form that its first destination would like best."""
 
     config: RuleConfig
     model: ModelConfig
@@ -45,13 +48,18 @@ class Rule(msgspec.Struct, frozen=True, dict=True):
 def resolve_rules(config: Config) -> Sequence[Rule]:
     """The rules of a configuration. Raises LabelError when a dictionary cannot be read."""
     folder: Path = config.folder
-    forms = {destination.name: destination.seg[0] for destination in config.destinations}
+    forms = {destination.name: _labelmap_form(destination) for destination in config.destinations}
     rules = []
     for rule in config.rules:
         model = config.model(rule.model)
-        first_form = forms[rule.send_to[0]] if rule.send_to else "labelmap:rle"
+        first_form = forms[rule.send_to[0]] if rule.send_to else _HELD_FORM
         rules.append(Rule(rule, model, read_label_dictionary(model.labels, folder), first_form))
     return rules
+
+
+def _labelmap_form(destination: DestinationConfig) -> FormName:
+    """The form that results are held in; those of another type are made when they are sent."""
+    return next((form for form in destination.seg if form.startswith("labelmap:")), _HELD_FORM)
 
 
 def documents(rules: Sequence[Rule]) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from segnode.dicom.header import Header
 from segnode.errors import JobEnded, NotFound, OutOfResources
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Jobs
+from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.store.objects import ObjectStore
 
@@ -207,7 +207,7 @@ def test_job_goes_through_its_states(jobs: Jobs) -> None:
     jobs.owe("j", "1.9", ["a", "b"], 4.5)
     assert jobs.waiting() == []
     a, b = jobs.due(4.0)
-    jobs.delivered(a, "labelmap:rle", "ok", 5.0)
+    jobs.delivered(a, Taken("labelmap:rle", "1.9"), "ok", 5.0)
     assert jobs.job("j").state == "delivering"
     jobs.deferred(b, "busy", 20.0, 6.0)
     assert jobs.due(19.0) == []
@@ -231,7 +231,7 @@ def test_failed_delivery_is_tried_again_on_request(jobs: Jobs) -> None:
     jobs.decide(DECISION, 1.0)
     jobs.owe("j", "1.9", ["a", "b"], 2.0)
     a, b = jobs.due(2.0)
-    jobs.delivered(a, "labelmap:rle", "ok", 3.0)
+    jobs.delivered(a, Taken("labelmap:rle", "1.9"), "ok", 3.0)
     with pytest.raises(JobEnded, match="has not failed"):
         jobs.retry("j", 3.5)
     jobs.refused(b, "no", 4.0)
@@ -269,7 +269,7 @@ def test_cancelled_job_goes_no_further(jobs: Jobs) -> None:
     (delivery,) = jobs.due(6.0)
     jobs.cancel("j", 7.0)
     assert jobs.due(8.0) == []
-    jobs.delivered(delivery, "labelmap:rle", "ok", 8.0)
+    jobs.delivered(delivery, Taken("labelmap:rle", "1.9"), "ok", 8.0)
     assert (jobs.job("j").state, jobs.delivery("j", "a").state) == ("cancelled", "delivered")
 
 

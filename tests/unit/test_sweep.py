@@ -12,7 +12,7 @@ from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
 from segnode.store.index import Index, OpenAssociation
-from segnode.store.jobs import Job, Jobs
+from segnode.store.jobs import Job, Jobs, Taken
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
 
@@ -148,7 +148,7 @@ def test_late_image_leaves_what_was_sent(node: Node) -> None:
     node.now += 10
     (first,) = node.sweep(rules(10.0))
     node.jobs.owe(first.id, "1.9", ["archive", "other"], node.now)
-    node.jobs.delivered(node.jobs.delivery(first.id, "archive"), "labelmap:rle", "stored", node.now)
+    node.jobs.delivered(node.jobs.delivery(first.id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
     node.receive("1.5")
     node.now += 10
     assert [job.state for job in node.sweep(rules(10.0))] == ["delivering", "waiting"]
