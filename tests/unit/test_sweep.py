@@ -162,3 +162,14 @@ def test_rule_that_is_gone_is_kept_for_its_jobs(node: Node) -> None:
     (job,) = node.sweep([rule])
     node.sweep([])
     assert rule_of(node.jobs.rule(job.rule_digest)) == rule
+
+
+@pytest.mark.parametrize(
+    ("seg", "form"), [("'binary:native', 'labelmap:native'", "labelmap:native"), ("'binary:native'", "labelmap:rle")]
+)
+def test_results_are_held_as_labelmaps(seg: str, form: str) -> None:
+    """What is sent as BINARY is made when it is sent; the result itself is a LABELMAP, in the best form that is wanted."""
+    archive = f"[[destinations]]\nname = 'a'\nto = 'http://a'\nseg = [{seg}]\n"
+    rule = "[[rules]]\nwhen = {}\nmodel = 'threshold'\nsend_to = ['a']\n"
+    (resolved,) = resolve_rules(parse_config(archive + rule, Path()))
+    assert resolved.first_form == form
