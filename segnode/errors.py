@@ -30,6 +30,7 @@ SegnodeError
     ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
     └── DeliveryDeferred     it could not be reached or had no room; to be tried again
+        └── NotLetIn         it rejects the association for good, as it says: until somebody there lets this node in
 
 A message says what is wrong, with which object or attribute, and what to do. No message carries a patient's data.
 """
@@ -162,3 +163,7 @@ class DeliveryRefused(DeliveryFailed):
 
 class DeliveryDeferred(DeliveryFailed):
     """The destination could not be reached or had no room; the delivery is tried again."""
+
+
+class NotLetIn(DeliveryDeferred):
+    """The destination rejects the association for good, as it says; somebody there may let this node in."""

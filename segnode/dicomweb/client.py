@@ -14,7 +14,7 @@ import httpx
 
 from segnode.config import FormName
 from segnode.dicom.status import meaning_of, require_stored
-from segnode.errors import CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
 from segnode.pipeline.ports import Encoded
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
@@ -152,7 +152,10 @@ def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:
     for item in _items(document, _REFERENCED):
         if _first(item, _INSTANCE_UID) == sop_instance_uid:
             warning = _first(item, _WARNING)
-            return require_stored(warning, f"{answer}, warning 0x{warning:04X}") if isinstance(warning, int) else answer
+            answer += f", warning 0x{warning:04X}" if isinstance(warning, int) else ""
+            if isinstance(warning, int) and meaning_of(warning) == "there":
+                raise AlreadyThere(answer)
+            return answer
     if response.status_code in _REFUSED_FORM:
         raise FormRefused(answer)
     if _is_passing(response.status_code):

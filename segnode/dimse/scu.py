@@ -24,7 +24,16 @@ from segnode.dicom.header import read_header
 from segnode.dicom.status import SUCCESS, meaning_of, require_stored
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
-from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused, Refusal
+from segnode.errors import (
+    AlreadyThere,
+    CannotAsk,
+    CannotReadBack,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    NotLetIn,
+    Refusal,
+)
 from segnode.pipeline.ports import Encoded
 from segnode.seg.forms import FORMS
 
@@ -36,6 +45,7 @@ _CONNECT_S: Final = 10
 _NEGOTIATE_S: Final = 30
 _ANSWER_S: Final = 120
 _PENDING: Final = (0xFF00, 0xFF01)
+_PERMANENT: Final = 1  # the result of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class DimseDestination:
             received.append(event.encoded_dataset())
             return SUCCESS
 
-        with associate(self.address, self.calling_ae, kinds, gets=sop_class, keep=keep) as association:
+        with self._asking(kinds, sop_class, keep) as association:
             accepted = {context.abstract_syntax for context in association.accepted_contexts}
             if not accepted & {_FIND, _GET}:
                 raise CannotAsk(f"{self.where} accepts neither C-FIND nor C-GET")
@@ -86,6 +96,15 @@ class DimseDestination:
         if _FIND not in accepted:
             return None
         raise CannotReadBack(f"{self.where} answers C-GET with status 0x{status:04X} and gives nothing")
+
+    @contextmanager
+    def _asking(self, kinds: set[tuple[str, str]], gets: str, keep: Callable[[Event], int]) -> Iterator[Association]:
+        """An association to ask in. Raises CannotAsk where it is rejected for good, as that for storing is not."""
+        try:
+            with associate(self.address, self.calling_ae, kinds, gets=gets, keep=keep) as association:
+                yield association
+        except NotLetIn as rejection:
+            raise CannotAsk(str(rejection)) from rejection
 
 
 @dataclass(frozen=True)
@@ -191,7 +210,9 @@ def associate(
     except OSError as error:  # the host's name is not known now
         raise DeliveryDeferred(f"{_where(address)} cannot be reached: {error.strerror}") from error
     if association.is_rejected:
-        raise DeliveryDeferred(f"{_where(address)} rejected the association ({_rejection(association)})")
+        answer = association.acceptor.primitive
+        kind = NotLetIn if answer is not None and answer.result == _PERMANENT else DeliveryDeferred
+        raise kind(f"{_where(address)} rejected the association ({_rejection(association)})")
     if not association.is_established and not association.rejected_contexts:
         raise DeliveryDeferred(f"{_where(address)} cannot be reached, or broke off")
     try:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,8 +110,18 @@ class Archive:
             event.assoc.abort()
 
 
+def reject_who_asks(event: evt.Event) -> None:
+    """Reject an association in which C-FIND is proposed, for good."""
+    proposed = {context.abstract_syntax for context in event.assoc.requestor.primitive.presentation_context_definition_list}
+    if StudyRootQueryRetrieveInformationModelFind in proposed:
+        event.assoc.acse.send_reject(1, 1, 3)
+        event.assoc.kill()
+
+
 @contextmanager
-def scp(archive: Archive, *contexts: tuple[str, Sequence[UID]], asks: bool = True) -> Iterator[str]:
+def scp(
+    archive: Archive, *contexts: tuple[str, Sequence[UID]], asks: bool = True, asking: Callable[[evt.Event], None] | None = None
+) -> Iterator[str]:
     """A Storage SCP, its address: it answers as the archive does, and can be asked for what it holds if it `asks`."""
     ae = AE("SINK")
     ae.maximum_pdu_size = 4096
@@ -126,6 +136,7 @@ def scp(archive: Archive, *contexts: tuple[str, Sequence[UID]], asks: bool = Tru
         (evt.EVT_C_FIND, archive.on_find),
         (evt.EVT_C_GET, archive.on_get),
         (evt.EVT_PDU_RECV, archive.on_pdu),
+        *([(evt.EVT_REQUESTED, asking)] if asking else []),
     ]
     server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=handlers)
     try:
@@ -273,6 +284,16 @@ def test_status_that_refuses_the_form_is_a_step_down(tmp_path: Path, status: int
     assert archive.asked == ([RESULT] if asks else [])
     assert ("is not known" in delivery.last_answer) != asks
     assert delivery.segment_numbers == {2: 1, 7: 2}
+
+
+def test_archive_that_lets_nobody_ask_gets_binary(tmp_path: Path) -> None:
+    """An association for asking that is rejected for good is no reason to wait for another day."""
+    archive = Archive(answers=[0x0122])
+    with scp(archive, *BOTH, asking=reject_who_asks) as address:
+        delivery = go_on(outbox(tmp_path, address, ["labelmap:rle", "binary:native"]))
+    assert (delivery.state, delivery.form) == ("delivered", "binary:native"), delivery
+    assert "rejected the association" in delivery.last_answer
+    archive.require_one()
 
 
 def test_archive_that_takes_nothing_is_named_with_each_refusal(tmp_path: Path) -> None:
