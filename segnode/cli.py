@@ -174,6 +174,9 @@ def show(config: Config, job_id: str, *, as_json: bool) -> None:
         for name in ("last_answer", "next_attempt"):
             if getattr(delivery, name):
                 click.echo(f"    {name.replace('_', ' ')}: {getattr(delivery, name)}")
+        if delivery.segment_numbers:
+            numbers = ", ".join(f"{number} is {new}" for number, new in delivery.segment_numbers.items())
+            click.echo(f"    sent as {delivery.segmentation}, where segment {numbers}")
 
 
 @jobs.command()
@@ -289,6 +292,56 @@ def _echo_trial(series: "SeriesTrial") -> None:
             click.echo(f"  rules[{rule.place}] does not act: {lacking.key} is {has}, and it asks for {lacking.asked}")
 
 
+@main.group(invoke_without_command=True)
+@_config_option
+@click.option("--relearn", metavar="NAME", help="Have it found out anew what this destination takes.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.pass_context
+def destinations(ctx: click.Context, config_file: Path | None, relearn: str | None, *, as_json: bool) -> None:
+    """List how each destination stands: what it took, what it answered last, and what waits for it; pause or resume one."""
+    from segnode.node import open_jobs, open_standings
+    from segnode.pipeline.destination_document import destination_documents
+
+    config = ctx.obj = read_config(config_file)
+    if ctx.invoked_subcommand is not None:
+        return
+    rows = open_standings(config)
+    if relearn is not None:
+        rows.forget(_known_destination(config, relearn))
+    found = destination_documents(config.destinations, rows.all(), open_jobs(config).count_deliveries())
+    if as_json:
+        _echo_json(found)
+        return
+    for d in found:
+        takes = f"takes {d.form} (seen {d.learned})" if d.form else "it is not known yet what it takes"
+        click.echo(f"{d.name:<20} {d.state:<7} {d.waiting} waiting, {d.failed} failed  {d.to}  {takes}")
+        if d.last_answer:
+            click.echo(f"    {d.last_answered}  {d.last_answer}")
+
+
+@destinations.command()
+@click.argument("name")
+@click.pass_obj
+def pause(config: Config, name: str) -> None:
+    """Send nothing more to a destination until it is resumed; what is owed to it waits. What is on its way arrives."""
+    from segnode.node import open_standings
+
+    open_standings(config).pause(_known_destination(config, name))
+    click.echo(f"{name} is paused")
+
+
+@destinations.command()
+@click.argument("name")
+@click.pass_obj
+def resume(config: Config, name: str) -> None:
+    """Send to a destination again; what is owed to it goes at once, also to one that was down."""
+    from segnode.node import open_jobs, open_standings
+
+    open_standings(config).resume(_known_destination(config, name))
+    open_jobs(config).hasten(name, time.time())
+    click.echo(f"{name} is resumed")
+
+
 @main.command()
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -365,6 +418,13 @@ def _outcome(replayed: "Replayed") -> str:
         return "would be made"
     again = f"; `segnode jobs retry {replayed.id[:12]}` does it again" if replayed.state in ("failed", "cancelled") else ""
     return f"is {replayed.state}: content already processed makes nothing new{again}"
+
+
+def _known_destination(config: Config, name: str) -> str:
+    names = [destination.name for destination in config.destinations]
+    if name not in names:
+        raise ConfigError(f"there is no destination {name!r}; allowed: {', '.join(names) or 'none'}")
+    return name
 
 
 def _echo_json(document: object) -> None:

@@ -15,7 +15,22 @@ from segnode.dicom.codes import Code
 from segnode.dicom.matching import Condition, When
 from segnode.errors import ConfigError
 
-FormName = Literal["labelmap:jpeg-ls", "labelmap:rle", "labelmap:native"]
+FormName = Literal[
+    "labelmap:jpeg-ls",
+    "labelmap:jpeg-2000",
+    "labelmap:htj2k",
+    "labelmap:deflate-frames",
+    "labelmap:deflate",
+    "labelmap:rle",
+    "labelmap:native",
+    "labelmap:implicit",
+    "binary:jpeg-2000",
+    "binary:deflate-frames",
+    "binary:deflate",
+    "binary:rle",
+    "binary:native",
+    "binary:implicit",
+]
 Laterality = Literal["hold", "warn", "off"]
 DEFAULT_FILE: Final = "segnode.toml"
 
@@ -93,11 +108,23 @@ class ModelConfig(_Table, frozen=True):
 
 
 class DestinationConfig(_Table, frozen=True):
-    """`[[destinations]]`: an archive, and the forms of a SEG it is offered, best first."""
+    """`[[destinations]]`: an archive, the forms of a SEG it is offered, best first, and how it is spared when it is ill."""
 
     name: _Name
     to: _Text
-    seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = ("labelmap:rle", "labelmap:native")
+    seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = (
+        "labelmap:rle",
+        "labelmap:native",
+        "labelmap:implicit",
+        "binary:native",
+    )
+    give_up_after: _Text = "7d"
+    max_associations: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+
+    @property
+    def give_up_after_s(self) -> float:
+        """How long a delivery is tried, in seconds."""
+        return parse_duration(self.give_up_after, f"destination {self.name}: give_up_after")
 
 
 class SecretConfig(_Table, frozen=True):
@@ -331,6 +358,8 @@ def _require_coherent(config: Config) -> None:
     for index, destination in enumerate(config.destinations):
         if not is_http(destination.to):
             parse_dimse_address(destination.to, f"destinations[{index}].to")
+        _require_unique(destination.seg, f"destinations[{index}].seg")
+        parse_duration(destination.give_up_after, f"destinations[{index}].give_up_after")
     for index, rule in enumerate(config.rules):
         _require_rule(rule, config, f"rules[{index}]")
 

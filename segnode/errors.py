@@ -27,8 +27,12 @@ SegnodeError
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
+    ├── AlreadyThere         it says that it holds an object of that UID, which remains to be seen
+    ├── CannotAsk            it cannot be asked whether it holds an object
+    ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
     └── DeliveryDeferred     it could not be reached or had no room; to be tried again
+        └── NotLetIn         it rejects the association for good, as it says: until somebody there lets this node in
 
 A message says what is wrong, with which object or attribute, and what to do. No message carries a patient's data.
 """
@@ -151,9 +155,25 @@ class FormRefused(DeliveryFailed):
     """The destination will not take the object in this form; another form may do."""
 
 
+class AlreadyThere(DeliveryFailed):
+    """The destination says that it holds an object of that UID already."""
+
+
+class CannotAsk(DeliveryFailed):
+    """The destination does not say whether it holds an object."""
+
+
+class CannotReadBack(DeliveryFailed):
+    """The destination holds an object, as it says, and does not give it out."""
+
+
 class DeliveryRefused(DeliveryFailed):
     """The destination will not take the object in any form."""
 
 
 class DeliveryDeferred(DeliveryFailed):
     """The destination could not be reached or had no room; the delivery is tried again."""
+
+
+class NotLetIn(DeliveryDeferred):
+    """The destination rejects the association for good, as it says; somebody there may let this node in."""

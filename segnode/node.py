@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
+from sqlalchemy import Engine
 
 from segnode.config import (
     Config,
@@ -43,15 +44,18 @@ from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
 from segnode.store.measures import Measures, Meter
 from segnode.store.notices import Notices
 from segnode.store.objects import SHELVES, ObjectStore, object_path
+from segnode.store.standings import Standings
 
 if TYPE_CHECKING:
     from segnode.models.process import ModelProcess
+    from segnode.pipeline.dispatch import Dispatch
     from segnode.pipeline.notify import Notifier
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
 
 _log = structlog.get_logger()
 
+_PIPELINE: Final = "pipeline.sqlite"
 _SWEEP_S: Final = 0.5
 _TIDY_S: Final = 5.0
 _TIDY_ALL_EVERY: Final = 120
@@ -65,6 +69,7 @@ class Store:
     objects: ObjectStore
     index: Index
     jobs: Jobs
+    standings: Standings
     leases: Leases
     measures: Measures
     notices: Notices
@@ -104,16 +109,26 @@ def open_store(config: Config, lease: Lease) -> Store:
     require_local(data)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     index = open_database(data / "index.sqlite")
-    pipeline = open_database(data / "pipeline.sqlite")
+    pipeline = open_database(data / _PIPELINE)
     objects = ObjectStore(data / "objects", lease)
-    return Store(objects, Index(index), Jobs(pipeline), Leases(index), Measures(index), Notices(pipeline))
+    jobs, standings, notices = Jobs(pipeline), Standings(pipeline), Notices(pipeline)
+    return Store(objects, Index(index), jobs, standings, Leases(index), Measures(index), notices)
 
 
 def open_jobs(config: Config) -> Jobs:
     """The rows of the pipeline, to be read; made where there are none. Raises ConfigError when there is no data folder."""
+    return Jobs(_open_pipeline(config))
+
+
+def open_standings(config: Config) -> Standings:
+    """The rows of destinations; made where there are none. Raises ConfigError when there is no data folder."""
+    return Standings(_open_pipeline(config))
+
+
+def _open_pipeline(config: Config) -> Engine:
     if not config.data.is_dir():
         raise ConfigError(f"node.data: there is no folder {config.data}: has a node run with this configuration?")
-    return Jobs(open_database(config.data / "pipeline.sqlite"))
+    return open_database(config.data / _PIPELINE)
 
 
 def open_index(config: Config) -> Index:
@@ -181,6 +196,7 @@ class _Wiring:
 
     stages: "Stages"
     sweep: "Sweep"
+    dispatch: "Dispatch"
     notifiers: Sequence["Notifier"]
     models: Mapping[tuple[str, str], "ModelProcess"]
 
@@ -217,7 +233,8 @@ class _Worker:
                 workflows.stages = wiring.stages
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 wiring.sweep.decide()
-                workflows.run(self._store.jobs.waiting(), self._store.jobs.due(time.time()))
+                wiring.dispatch.give_up(time.time())
+                workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
             self._notify(wiring.notifiers)
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
@@ -228,6 +245,7 @@ class _Worker:
         """Wire a configuration, with the models that run already where they are the same. Raises ConfigError, LabelError."""
         from segnode.pipeline.assemble import Assembler, image_values
         from segnode.pipeline.deliver import Deliverer
+        from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.infer import Inferrer, Labelmaps
         from segnode.pipeline.sweep import Sweep
@@ -241,14 +259,17 @@ class _Worker:
         inferrer = Inferrer(assembler, store.jobs, models, labelmaps, time.time)
         secret = _kept(config.data / "secret", lambda: secrets.token_hex(32)).encode()
         encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)
-        forms = {d.name: d.seg for d in config.destinations}
-        sent = receiver.meter
-        deliverer = Deliverer(store.objects, store.index, store.jobs, destinations(config), forms, sent, time.time)
+        configs = {d.name: d for d in config.destinations}
+        archives = destinations(config)
+        deliverer = Deliverer(
+            store.objects, store.index, store.jobs, store.standings, archives, configs, receiver.meter, time.time
+        )
+        dispatch = Dispatch(store.jobs, store.standings, configs)
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
         sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, time.time)
-        return _Wiring(stages, sweep, self._notifiers(config), models)
+        return _Wiring(stages, sweep, dispatch, self._notifiers(config), models)
 
     def _notifiers(self, config: Config) -> Sequence["Notifier"]:
         """What tells the webhooks. Raises ConfigError where a secret cannot be read."""

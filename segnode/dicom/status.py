@@ -4,11 +4,13 @@ What the node answers to an object that it does not keep, and what an archive's 
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from segnode.errors import (
+    AlreadyThere,
     BadIdentifier,
     DeliveryDeferred,
+    DeliveryFailed,
     DeliveryRefused,
     FormRefused,
     Mismatch,
@@ -24,6 +26,11 @@ OUT_OF_RESOURCES: Final = 0xA700
 DATA_SET_MISMATCH: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
 SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
+# Of cloud archives, in STOW-RS.
+_EXISTS_ALREADY: Final = 0xB00E
+
+# Stored; there already, as the archive says; the same object later; another form now; or never.
+Meaning = Literal["stored", "there", "later", "form", "never"]
 
 STATUS_OF: Final[Mapping[type[Refusal], int]] = {
     NotDicom: CANNOT_UNDERSTAND,
@@ -33,27 +40,40 @@ STATUS_OF: Final[Mapping[type[Refusal], int]] = {
 }
 
 
-def is_stored(status: int) -> bool:
-    """Success, a warning, or a duplicate: the object is in the archive."""
-    return status in (SUCCESS, DUPLICATE) or status & 0xF000 == 0xB000
+_ERRORS: Final[Mapping[Meaning, type[DeliveryFailed]]] = {
+    "there": AlreadyThere,
+    "later": DeliveryDeferred,
+    "form": FormRefused,
+    "never": DeliveryRefused,
+}
+# What the status of an object that was sent means: the first row whose bits under the mask are those of the status.
+_MEANINGS: Final[tuple[tuple[int, int, Meaning], ...]] = (
+    (SUCCESS, 0xFFFF, "stored"),
+    (DUPLICATE, 0xFFFF, "there"),
+    (_EXISTS_ALREADY, 0xFFFF, "there"),
+    (0xB000, 0xF000, "stored"),  # with a warning: coerced, elements discarded, not as its class has it
+    (SOP_CLASS_NOT_SUPPORTED, 0xFFFF, "form"),
+    (DATA_SET_MISMATCH, 0xFF00, "form"),
+    (CANNOT_UNDERSTAND, 0xF000, "form"),  # C122 among them: the transfer syntax, in STOW-RS
+    (OUT_OF_RESOURCES, 0xFF00, "later"),
+    (PROCESSING_FAILURE, 0xFFFF, "later"),
+    (0x0210, 0xFFFF, "later"),  # duplicate invocation
+    (0x0213, 0xFFFF, "later"),  # resource limitation
+    (0xFE00, 0xFFFF, "later"),  # cancelled
+)
 
 
-def is_refusal_of_form(status: int) -> bool:
-    """The archive does not like what it got: another form may do."""
-    return status == SOP_CLASS_NOT_SUPPORTED or status & 0xFF00 == 0xA900 or status & 0xF000 == 0xC000
-
-
-def is_passing(status: int) -> bool:
-    """The archive could not store now: the same object may do later."""
-    return status & 0xFF00 == 0xA700 or status == PROCESSING_FAILURE
+def meaning_of(status: int) -> Meaning:
+    """What follows for an object that was sent; a status that the table does not have, 0124 for example, is for good."""
+    return next((meaning for code, mask, meaning in _MEANINGS if status & mask == code), "never")
 
 
 def require_stored(status: int, answer: str) -> str:
-    """The answer of an archive that has stored an object. Raises DeliveryDeferred, FormRefused or DeliveryRefused with it."""
-    if is_stored(status):
-        return answer
-    if is_passing(status):
-        raise DeliveryDeferred(answer)
-    if is_refusal_of_form(status):
-        raise FormRefused(answer)
-    raise DeliveryRefused(answer)
+    """The answer of an archive that has stored an object.
+
+    Raises DeliveryDeferred, FormRefused, AlreadyThere or DeliveryRefused with it.
+    """
+    meaning = meaning_of(status)
+    if meaning != "stored":
+        raise _ERRORS[meaning](answer)
+    return answer

@@ -1,6 +1,8 @@
 """The STOW-RS client: sends SEGs to other people's archives."""
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -11,16 +13,20 @@ from uuid import uuid4
 import httpx
 
 from segnode.config import FormName
-from segnode.dicom.status import require_stored
-from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
-from segnode.pipeline.ports import Segmentation, Sent
+from segnode.dicom.status import meaning_of, require_stored
+from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.pipeline.ports import Encoded
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
-_INSTANCE_UID, _REASON = "00081155", "00081197"
+_INSTANCE_UID, _REASON, _WARNING = "00081155", "00081197", "00081196"
+_STUDY, _SERIES, _INSTANCE = "0020000D", "0020000E", "00080018"
+# What an HTTP status means where no failure reason says more; 5xx but these passes, any other is for good.
 _REFUSED_FORM: Final = (400, 409, 415)
+_NEVER: Final = (501, 505)
 _FOUND: Final = (200, 204)
 _FORBIDDEN: Final = (401, 403)
 _PASSING: Final = (408, 425, 429)
+_GONE: Final = (404, 410)
 _BLOCK: Final = 1 << 16
 _TIMEOUT: Final = httpx.Timeout(120, connect=10)
 
@@ -31,34 +37,73 @@ class StowDestination:
 
     root: str
 
-    def send(self, segmentation: Segmentation, forms: Sequence[FormName]) -> Sent:
-        """Post each form in turn until one is stored; see the port Destination."""
-        refusals = []
-        for name in forms:
-            try:
-                return Sent(name, self._post(segmentation, name))
-            except FormRefused as refusal:
-                refusals.append(f"{name} {refusal}")
-        raise DeliveryRefused(f"{self.root} refuses every form: {', '.join(refusals)}")
+    @property
+    def where(self) -> str:
+        """Its root."""
+        return self.root
 
-    def _post(self, segmentation: Segmentation, name: FormName) -> str:
+    @contextmanager
+    def reach(self, _forms: Sequence[FormName]) -> Iterator["StowDestination"]:
+        """Every request is a connection of its own, and nothing is negotiated; see the port Destination."""
+        yield self
+
+    def accepts(self, _form: FormName) -> bool:
+        """What it takes shows when it is sent."""
+        return True
+
+    def store(self, encoded: Encoded) -> str:
+        """Send by STOW-RS; see the port Door."""
         boundary = uuid4().hex
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
         }
-        part10 = segmentation.part10(name)
+        part10 = encoded.part10
         # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
         headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
         body = chain([head], _blocks(part10), [tail])
+        response = self._request("POST", "/studies", headers, body)
+        return stored_answer(response, encoded.sop_instance_uid)
+
+    def held(self, encoded: Encoded) -> bytes | None:
+        """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
+
+        Of an archive that answers no searches it is held where it should be, or nowhere.
+        """
+        uid = encoded.sop_instance_uid
+        search = self._request("GET", f"/instances?SOPInstanceUID={uid}", {"Accept": "application/dicom+json"})
+        known = search.status_code in _FOUND
+        place = (encoded.study_instance_uid, encoded.series_instance_uid)
+        if known:
+            # Some archives match less than they are asked for.
+            matches = [item for item in _list(search) if _first(item, _INSTANCE) == uid]
+            if not matches:
+                return None
+            place = (_first(matches[0], _STUDY) or place[0], _first(matches[0], _SERIES) or place[1])
+        url = f"/studies/{place[0]}/series/{place[1]}/instances/{uid}"
+        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        given = self._request("GET", url, {"Accept": accept})
+        if given.is_success:
+            return _only_part(given)
+        answer = f"{self.root} answers WADO-RS with HTTP {given.status_code}"
+        if known:
+            raise CannotReadBack(answer)
+        if given.status_code in _GONE:
+            return None
+        raise CannotAsk(f"{answer}, and a search with HTTP {search.status_code}")
+
+    def _request(self, method: str, path: str, headers: dict[str, str], body: Iterator[bytes] | None = None) -> httpx.Response:
+        """Its answer. Raises DeliveryDeferred when it cannot be reached, or does not say now what it holds (GET)."""
         try:
-            url = f"{self.root.rstrip('/')}/studies"
-            response = httpx.post(url, content=body, headers=headers, timeout=_TIMEOUT, verify=_trusted())
+            url = f"{self.root.rstrip('/')}{path}"
+            response = httpx.request(method, url, content=body, headers=headers, timeout=_TIMEOUT, verify=_trusted())
         except httpx.TransportError as error:
             raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
-        return stored_answer(response, segmentation.sop_instance_uid)
+        if method == "GET" and _is_passing(response.status_code):
+            raise DeliveryDeferred(f"{self.root} does not say what it holds: HTTP {response.status_code}")
+        return response
 
 
 @cache
@@ -100,19 +145,54 @@ def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:
     """What the archive said of the object: stored is only what it lists as stored, whatever the HTTP status."""
     document = _document(response)
     answer = f"HTTP {response.status_code}"
-    if any(_first(item, _INSTANCE_UID) == sop_instance_uid for item in _items(document, _REFERENCED)):
-        return answer
     for item in (*_items(document, _FAILED), *_items(document, _OTHER)):
         reason = _first(item, _REASON)
-        if isinstance(reason, int):
-            return require_stored(reason, f"{answer}, failure reason 0x{reason:04X}")
+        if isinstance(reason, int) and _first(item, _INSTANCE_UID) in (sop_instance_uid, None):
+            _raise_failure(reason, f"{answer}, failure reason 0x{reason:04X}")
+    for item in _items(document, _REFERENCED):
+        if _first(item, _INSTANCE_UID) == sop_instance_uid:
+            warning = _first(item, _WARNING)
+            answer += f", warning 0x{warning:04X}" if isinstance(warning, int) else ""
+            if isinstance(warning, int) and meaning_of(warning) == "there":
+                raise AlreadyThere(answer)
+            return answer
     if response.status_code in _REFUSED_FORM:
         raise FormRefused(answer)
-    if response.status_code >= 500 or response.status_code in _PASSING:
+    if _is_passing(response.status_code):
         raise DeliveryDeferred(answer)
     if response.is_success:
         raise DeliveryDeferred(f"{answer}, but the object is not in the list of what was stored")
     raise DeliveryRefused(answer)
+
+
+def _is_passing(status: int) -> bool:
+    return (status >= 500 and status not in _NEVER) or status in _PASSING
+
+
+def _raise_failure(reason: int, answer: str) -> None:
+    """A failure is one, also when its reason is a status that means success or a warning elsewhere."""
+    if meaning_of(reason) == "stored":
+        raise DeliveryRefused(answer)
+    require_stored(reason, answer)
+
+
+def _only_part(response: httpx.Response) -> bytes:
+    """The object in an answer: its only part, or all of it."""
+    kind = response.headers.get("content-type", "")
+    boundary = re.search(r'boundary="?([^";,]+)"?', kind)
+    if "multipart" not in kind or boundary is None:
+        return response.content
+    delimiter = b"--" + boundary[1].encode()
+    part = response.content.partition(delimiter)[2].partition(b"\r\n\r\n")[2]
+    return part[: part.rfind(b"\r\n" + delimiter)]
+
+
+def _list(response: httpx.Response) -> list[dict[str, Any]]:
+    try:
+        found = response.json() if response.content else []
+    except ValueError:
+        return []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _document(response: httpx.Response) -> dict[str, Any]:

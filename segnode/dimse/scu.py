@@ -1,33 +1,51 @@
-"""The Storage SCU: sends files to an application entity, and SEGs in the best form that it accepts."""
+"""The Storage SCU: sends files to an application entity, SEGs in the forms that it accepts, and asks for what it holds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.events import Event
+from pynetdicom.presentation import build_context, build_role
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    Verification,
+)
 
 from segnode.config import DimseAddress, FormName
 from segnode.dicom.header import read_header
-from segnode.dicom.status import SUCCESS, require_stored
+from segnode.dicom.status import SUCCESS, meaning_of, require_stored
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
-from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused, Refusal
-from segnode.pipeline.ports import Segmentation, Sent
+from segnode.errors import (
+    AlreadyThere,
+    CannotAsk,
+    CannotReadBack,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    NotLetIn,
+    Refusal,
+)
+from segnode.pipeline.ports import Encoded
 from segnode.seg.forms import FORMS
 
+_FIND: Final = StudyRootQueryRetrieveInformationModelFind
+_GET: Final = StudyRootQueryRetrieveInformationModelGet
 _MAXIMUM_PDU: Final = 131072
 _MOST_CONTEXTS: Final = 128
 _CONNECT_S: Final = 10
 _NEGOTIATE_S: Final = 30
 _ANSWER_S: Final = 120
+_PENDING: Final = (0xFF00, 0xFF01)
+_PERMANENT: Final = 1  # the result of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
 
 
 @dataclass(frozen=True)
@@ -37,23 +55,72 @@ class DimseDestination:
     address: DimseAddress
     calling_ae: str
 
-    def send(self, segmentation: Segmentation, forms: Sequence[FormName]) -> Sent:
-        """Offer every form in one association and send the best that is accepted; see the port Destination."""
+    @property
+    def where(self) -> str:
+        """Its AE title."""
+        return self.address.ae_title
+
+    @contextmanager
+    def reach(self, forms: Sequence[FormName]) -> Iterator["StoreDoor"]:
+        """Offer every form in one association; see the port Destination."""
         wanted = {(str(FORMS[f].sop_class_uid), str(FORMS[f].transfer_syntax_uid)) for f in forms}
         with associate(self.address, self.calling_ae, wanted) as association:
-            accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
-            refusals = []
-            for name in forms:
-                form = FORMS[name]
-                if (form.sop_class_uid, form.transfer_syntax_uid) not in accepted:
-                    refusals.append(f"{name} not accepted at negotiation")
-                    continue
-                try:
-                    return Sent(name, _store(association, segmentation.part10(name)))
-                except FormRefused as refusal:
-                    refusals.append(f"{name} {refusal}")
-        what = uid_name(segmentation.sop_class_uid)
-        raise DeliveryRefused(f"{self.address.ae_title} refuses SOP class {what}: {', '.join(refusals)}")
+            yield StoreDoor(association)
+
+    def held(self, encoded: Encoded) -> bytes | None:
+        """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
+
+        An archive that knows no C-FIND but C-GET holds what that gives.
+        """
+        sop_class = encoded.sop_class_uid
+        syntaxes = {str(form.transfer_syntax_uid) for form in FORMS.values() if form.sop_class_uid == sop_class}
+        kinds = {(str(_FIND), str(ImplicitVRLittleEndian)), (str(_GET), str(ImplicitVRLittleEndian))}
+        kinds |= {(sop_class, syntax) for syntax in syntaxes}
+        received: list[bytes] = []
+
+        def keep(event: Event) -> int:
+            received.append(event.encoded_dataset())
+            return SUCCESS
+
+        with self._asking(kinds, sop_class, keep) as association:
+            accepted = {context.abstract_syntax for context in association.accepted_contexts}
+            if not accepted & {_FIND, _GET}:
+                raise CannotAsk(f"{self.where} accepts neither C-FIND nor C-GET")
+            if _FIND in accepted and not _find(association, encoded, self.where):
+                return None
+            if _GET not in accepted:
+                raise CannotReadBack(f"{self.where} accepts no C-GET")
+            status = _get(association, encoded, self.where)
+        if received:
+            return received[0]
+        if _FIND not in accepted:
+            return None
+        raise CannotReadBack(f"{self.where} answers C-GET with status 0x{status:04X} and gives nothing")
+
+    @contextmanager
+    def _asking(self, kinds: set[tuple[str, str]], gets: str, keep: Callable[[Event], int]) -> Iterator[Association]:
+        """An association to ask in. Raises CannotAsk where it is rejected for good, as that for storing is not."""
+        try:
+            with associate(self.address, self.calling_ae, kinds, gets=gets, keep=keep) as association:
+                yield association
+        except NotLetIn as rejection:
+            raise CannotAsk(str(rejection)) from rejection
+
+
+@dataclass(frozen=True)
+class StoreDoor:
+    """An association that objects are sent in."""
+
+    association: Association
+
+    def accepts(self, form: FormName) -> bool:
+        """Whether the form's SOP class was accepted with its transfer syntax."""
+        wanted = FORMS[form].sop_class_uid, FORMS[form].transfer_syntax_uid
+        return wanted in {(c.abstract_syntax, c.transfer_syntax[0]) for c in self.association.accepted_contexts}
+
+    def store(self, encoded: Encoded) -> str:
+        """Send by C-STORE; see the port Door."""
+        return _store(self.association, encoded.part10)
 
 
 def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) -> Iterator[tuple[Path, str]]:
@@ -66,6 +133,8 @@ def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) ->
             for file in batch:
                 try:
                     yield file, _store(association, file)
+                except AlreadyThere as claim:
+                    yield file, str(claim)
                 except (FormRefused, ValueError) as error:
                     raise DeliveryRefused(f"{file}: {address.ae_title} refuses {uid_name(batch[file][0])}: {error}") from error
 
@@ -106,11 +175,18 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
 
 @contextmanager
 def associate(
-    address: DimseAddress, calling_ae: str, kinds: set[tuple[str, str]], within: float = _ANSWER_S
+    address: DimseAddress,
+    calling_ae: str,
+    kinds: set[tuple[str, str]],
+    within: float = _ANSWER_S,
+    *,
+    gets: str | None = None,
+    keep: Callable[[Event], int] | None = None,
 ) -> Iterator[Association]:
     """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred.
 
-    `within` is how many seconds an answer may take; to connect and to negotiate may not take that long by default.
+    `within` is how many seconds an answer may take; to connect and to negotiate may not take that long by default. Objects
+    of the class that is got by C-GET are given to `keep`.
     """
     set_switches()
     ae = AE(calling_ae)
@@ -119,14 +195,24 @@ def associate(
     ae.connection_timeout, ae.acse_timeout = min(_CONNECT_S, within), min(_NEGOTIATE_S, within)
     ae.dimse_timeout = ae.network_timeout = within
     contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
+    roles: list[Any] = [build_role(gets, scp_role=True)] if gets else []
+    handlers: list[Any] = [(evt.EVT_C_STORE, keep)] if keep else []
     try:
         association = ae.associate(
-            address.host, address.port, contexts=contexts, ae_title=address.ae_title, max_pdu=_MAXIMUM_PDU
+            address.host,
+            address.port,
+            contexts=contexts,
+            ae_title=address.ae_title,
+            max_pdu=_MAXIMUM_PDU,
+            ext_neg=roles,
+            evt_handlers=handlers,
         )
     except OSError as error:  # the host's name is not known now
         raise DeliveryDeferred(f"{_where(address)} cannot be reached: {error.strerror}") from error
     if association.is_rejected:
-        raise DeliveryDeferred(f"{_where(address)} rejected the association ({_rejection(association)})")
+        answer = association.acceptor.primitive
+        kind = NotLetIn if answer is not None and answer.result == _PERMANENT else DeliveryDeferred
+        raise kind(f"{_where(address)} rejected the association ({_rejection(association)})")
     if not association.is_established and not association.rejected_contexts:
         raise DeliveryDeferred(f"{_where(address)} cannot be reached, or broke off")
     try:
@@ -143,6 +229,47 @@ def _where(address: DimseAddress) -> str:
 def _rejection(association: Association) -> str:
     answer = association.acceptor.primitive
     return answer.reason_str if answer is not None else "no reason given"
+
+
+def _find(association: Association, encoded: Encoded, where: str) -> bool:
+    """Whether the archive lists an object of that UID. Raises CannotAsk, DeliveryDeferred."""
+    found = False
+    for status, match in association.send_c_find(_identifier(encoded), _FIND):
+        if "Status" not in status:  # as archives do to those that may send, but not ask
+            raise CannotAsk(f"{where} accepts C-FIND and breaks off when it is asked")
+        code = int(status.Status)
+        if code in _PENDING:
+            found = found or (match is not None and match.get("SOPInstanceUID") == encoded.sop_instance_uid)
+        elif code != SUCCESS:
+            _raise_if_passing(code, f"{where} answers C-FIND with status 0x{code:04X}")
+            raise CannotAsk(f"{where} answers C-FIND with status 0x{code:04X}")
+    return found
+
+
+def _get(association: Association, encoded: Encoded, where: str) -> int:
+    """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
+    code = SUCCESS
+    for status, _ in association.send_c_get(_identifier(encoded), _GET):
+        if "Status" not in status:
+            raise DeliveryDeferred(f"{where} broke off while it gave out an object")
+        code = int(status.Status)
+    _raise_if_passing(code, f"{where} answers C-GET with status 0x{code:04X}")
+    return code
+
+
+def _identifier(encoded: Encoded) -> Dataset:
+    """The unique keys of an object (PS3.4 C.6.2.1)."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "IMAGE"
+    identifier.StudyInstanceUID = encoded.study_instance_uid
+    identifier.SeriesInstanceUID = encoded.series_instance_uid
+    identifier.SOPInstanceUID = encoded.sop_instance_uid
+    return identifier
+
+
+def _raise_if_passing(code: int, answer: str) -> None:
+    if meaning_of(code) == "later":
+        raise DeliveryDeferred(answer)
 
 
 def _store(association: Association, source: bytes | Path) -> str:

@@ -3,92 +3,147 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
-from segnode.config import FormName
-from segnode.errors import DeliveryDeferred, DeliveryRefused
-from segnode.pipeline.ports import Destination
+from segnode.config import DestinationConfig, FormName
+from segnode.errors import CannotConvert, DeliveryDeferred, DeliveryRefused, FormRefused, NotAVolume, UnreadablePixels
+from segnode.pipeline.ladder import Ladder, Sent, Tried
+from segnode.pipeline.ports import Destination, Encoded
+from segnode.seg.convert import Target, convert
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
-from segnode.store.index import Index
-from segnode.store.jobs import Delivery, Jobs
+from segnode.store.index import Index, Instance
+from segnode.store.jobs import Delivery, Jobs, Taken
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
+from segnode.store.standings import Standing, Standings
 
 _log = structlog.get_logger()
 
 _FIRST_WAIT_S: Final = 5.0
 _LONGEST_WAIT_S: Final = 900.0
-_GIVE_UP_AFTER_S: Final = 7 * 86400.0
+_REMEMBERED_S: Final = 86400.0
 
 
 @dataclass(frozen=True)
 class HeldSegmentation:
-    """A SEG of the object store, re-encoded on demand."""
+    """A LABELMAP SEG of the object store, made into what is asked for on demand; `decided_at` dates what is converted.
+
+    So a conversion is the same object whenever it is made, and is kept nowhere.
+    """
 
     objects: ObjectStore
-    object_key: str
-    sop_class_uid: str
-    sop_instance_uid: str
+    held: Instance
+    decided_at: float
 
-    def part10(self, form: FormName) -> bytes:
-        """The object as a Part 10 file in that form."""
-        return recode(self._stored, FORMS[form].codec)
+    def in_form(self, form: FormName) -> Encoded:
+        """The object of that form: re-encoded, or converted. Raises FormRefused."""
+        wanted, held = FORMS[form], self.held
+        try:
+            if wanted.sop_class_uid == held.sop_class_uid:
+                part10 = recode(self._stored, wanted.codec)
+                return Encoded(
+                    form, held.sop_class_uid, held.sop_instance_uid, held.series_instance_uid, held.study_instance_uid, part10
+                )
+            now = datetime.fromtimestamp(self.decided_at, UTC)
+            (made,) = convert(self._stored, Target(wanted.type, wanted.codec), now)
+        except (CannotConvert, NotAVolume, UnreadablePixels) as error:
+            raise FormRefused(f"cannot be made: {error}") from error
+        uids = made.sop_instance_uid, made.series_instance_uid, held.study_instance_uid
+        return Encoded(form, str(wanted.sop_class_uid), *uids, made.part10, made.numbers)
 
     @cached_property
     def _stored(self) -> bytes:
-        return self.objects.path(self.object_key).read_bytes()
+        return self.objects.path(self.held.object_key).read_bytes()
 
 
 @dataclass(frozen=True)
 class Deliverer:
-    """Sends what is owed; `forms` lists what each destination is offered, best first."""
+    """Sends what is owed, as the configuration of its destination says."""
 
     objects: ObjectStore
     index: Index
     jobs: Jobs
+    standings: Standings
     destinations: Mapping[str, Destination]
-    forms: Mapping[str, tuple[FormName, ...]]
+    configs: Mapping[str, DestinationConfig]
     meter: Meter
     clock: Callable[[], float]
 
     def attempt(self, delivery: Delivery) -> None:
         """Try once to send an object; its row says afterwards how that went. May be repeated."""
+        name = delivery.destination
         held = self.index.find(delivery.sop_instance_uid)
-        destination = self.destinations.get(delivery.destination)
+        destination = self.destinations.get(name)
         if held is None or destination is None:
             missing = "the object" if held is None else "the destination"
-            self._refuse(delivery, f"{missing} is no longer there")
+            self._give_up(delivery, f"{missing} is no longer there")
             return
-        segmentation = HeldSegmentation(self.objects, held.object_key, held.sop_class_uid, held.sop_instance_uid)
+        standing = self.standings.of(name)
+        remembered = self._remembered(standing)
+        tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
+        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
+        ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
         try:
-            sent = destination.send(segmentation, self.forms[delivery.destination])
+            sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
         except DeliveryRefused as refusal:
-            self._refuse(delivery, str(refusal))
+            self.standings.answered(name, str(refusal), self.clock())
+            self.jobs.refused(delivery, str(refusal), self.clock())
+            self._say(delivery, "refused")
         except DeliveryDeferred as deferral:
+            self.standings.failed(name, str(deferral), self.clock())
             self._defer(delivery, str(deferral))
         else:
-            self.jobs.delivered(delivery, sent.form, sent.answer, self.clock())
-            self._say(delivery, "delivered")
+            self._delivered(delivery, sent, standing, remembered)
 
-    def _refuse(self, delivery: Delivery, answer: str) -> None:
-        self.jobs.refused(delivery, answer, self.clock())
+    def _delivered(self, delivery: Delivery, sent: Sent, standing: Standing, remembered: FormName | None) -> None:
+        name, encoded, now = delivery.destination, sent.encoded, self.clock()
+        self.standings.answered(name, sent.answer, now)
+        if not sent.was_there and encoded.form != remembered:
+            self.standings.learn(name, encoded.form, _asked(self.configs[name]), now)
+        self.jobs.delivered(delivery, Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers), sent.answer, now)
+        if standing.is_down:
+            self.jobs.hasten(name, now)
+        said = {"form": encoded.form, "sent": encoded.sop_instance_uid, "segment_numbers": dict(encoded.numbers)}
+        self._say(delivery, "delivered", **said)
+
+    def _remembered(self, standing: Standing) -> FormName | None:
+        """What the destination took last, while that may be relied on: for a day, of the same forms at the same address."""
+        config = self.configs[standing.name]
+        if standing.learned_of != _asked(config) or self.clock() - standing.learned_at >= _REMEMBERED_S:
+            return None
+        return next((form for form in config.seg if form == standing.form), None)
+
+    def _give_up(self, delivery: Delivery, reason: str) -> None:
+        self.jobs.given_up(delivery, reason, self.clock())
         self._say(delivery, "refused")
 
-    def _say(self, delivery: Delivery, result: str) -> None:
+    def _say(self, delivery: Delivery, result: str, **details: object) -> None:
         self.meter.attempted(delivery.destination, result)
-        _log.info("delivery attempted", result=result)
+        _log.info("delivery attempted", result=result, **details)
 
     def _defer(self, delivery: Delivery, answer: str) -> None:
-        """Owe it for longer: exponential back-off with jitter, given up after a week."""
-        now = self.clock()
-        if now - delivery.created_at > _GIVE_UP_AFTER_S:
-            self._refuse(delivery, f"given up after a week; last answer: {answer}")
+        """Owe it for longer: exponential back-off with jitter, given up when the destination's time is over."""
+        now, config = self.clock(), self.configs[delivery.destination]
+        if now - delivery.created_at > config.give_up_after_s:
+            self._give_up(delivery, f"given up after {config.give_up_after}; last answer: {answer}")
             return
         longest = min(_FIRST_WAIT_S * 2.0 ** min(delivery.attempts, 16), _LONGEST_WAIT_S)
         wait = random.uniform(0.5, 1.0) * longest  # noqa: S311  spreads retries, guards nothing
         self.jobs.deferred(delivery, answer, now + wait, now)
         self._say(delivery, "deferred")
+
+
+def order(forms: tuple[FormName, ...], unanswered: FormName | None, remembered: FormName | None) -> list[FormName]:
+    """The forms of a destination as they are tried: what was sent without an answer, what it took last, then best first."""
+    first = [form for form in (unanswered, remembered) if form in forms]
+    return list(dict.fromkeys((*first, *forms)))
+
+
+def _asked(config: DestinationConfig) -> str:
+    """What was asked when it was learned what a destination takes: another address or list is to be learned anew."""
+    return " ".join((config.to, *config.seg))

@@ -9,14 +9,14 @@ from msgspec import Meta
 from segnode.store.index import Index
 from segnode.store.jobs import Delivery, DeliveryState, Job, State
 
-_Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
+Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
 
 
 class StageDocument(msgspec.Struct, frozen=True):
     """When a job came into a state."""
 
     state: State
-    at: _Time
+    at: Time
 
 
 class DeliveryDocument(msgspec.Struct, frozen=True):
@@ -26,8 +26,13 @@ class DeliveryDocument(msgspec.Struct, frozen=True):
     state: DeliveryState
     form: Annotated[str, Meta(description="The form in which it was taken; empty until then.")]
     attempts: int
-    next_attempt: _Time | None
+    next_attempt: Time | None
     last_answer: str
+    segmentation: Annotated[str, Meta(description="SOPInstanceUID of the object that was taken; empty until then.")]
+    segment_numbers: Annotated[
+        dict[str, int],
+        Meta(description="Where that is another object than the result, converted: its number for each of the result's."),
+    ]
 
 
 class JobDocument(msgspec.Struct, frozen=True):
@@ -38,8 +43,8 @@ class JobDocument(msgspec.Struct, frozen=True):
     rule: Annotated[str, Meta(description="Names the rule as it was resolved.")]
     model: Annotated[str, Meta(description="Name and version of the model.")]
     series: Annotated[str, Meta(description="SeriesInstanceUID of the images.")]
-    created: _Time
-    updated: _Time
+    created: Time
+    updated: Time
     attempt: Annotated[int, Meta(description="How often it was retried.")]
     note: str
     error: Annotated[str, Meta(description="Why it failed; empty when it has not.")]
@@ -85,6 +90,8 @@ def _delivery_document(delivery: Delivery) -> DeliveryDocument:
         attempts=delivery.attempts,
         next_attempt=iso_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
         last_answer=delivery.last_answer,
+        segmentation=delivery.sent_sop_instance_uid,
+        segment_numbers={str(number): new for number, new in delivery.segment_numbers.items()},
     )
 
 

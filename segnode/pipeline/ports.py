@@ -1,7 +1,8 @@
 """What the pipeline asks of the outside: models and destinations."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -26,40 +27,62 @@ class Model(Protocol):
         ...
 
 
-class Segmentation(Protocol):
-    """A SEG that is on its way, in whatever form a destination takes."""
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A SEG in one form, as a Part 10 file.
 
-    @property
-    def sop_class_uid(self) -> str:
-        """Its SOP class."""
-        ...
-
-    @property
-    def sop_instance_uid(self) -> str:
-        """Its identity; the same in every form."""
-        ...
-
-    def part10(self, form: FormName) -> bytes:
-        """The object as a Part 10 file in that form."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A destination has taken an object: in which form, and what it answered."""
+    `numbers` maps the segment numbers of the result to its own where it is another object, converted; else it is empty.
+    """
 
     form: FormName
-    answer: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    part10: bytes
+    numbers: Mapping[int, int] = field(default_factory=dict)
+
+
+class Segmentation(Protocol):
+    """A result that is on its way, in whatever form a destination takes."""
+
+    def in_form(self, form: FormName) -> Encoded:
+        """The object of that form; always the same one. Raises FormRefused when it cannot be had in that form."""
+        ...
+
+
+class Door(Protocol):
+    """The way into an archive, while it is open."""
+
+    def accepts(self, form: FormName) -> bool:
+        """Whether the archive lets objects of that form be sent."""
+        ...
+
+    def store(self, encoded: Encoded) -> str:
+        """Send an object; what the archive answered when it has said that it stored it.
+
+        Raises FormRefused for this form only, AlreadyThere; DeliveryRefused when no form will do; DeliveryDeferred when it
+        broke off, or has no room now.
+        """
+        ...
 
 
 class Destination(Protocol):
     """An archive that segmentations are sent to."""
 
-    def send(self, segmentation: Segmentation, forms: Sequence[FormName]) -> Sent:
-        """Send the object in the best of the forms (best first) that the archive takes.
+    @property
+    def where(self) -> str:
+        """How answers name it."""
+        ...
 
-        Returns only when the archive has said that it stored the object. To send what the archive holds already is
-        success. Raises DeliveryRefused when it takes none of the forms, naming each refusal; DeliveryDeferred when it
-        could not be asked, broke off, or has no room now. May be interrupted at any point and called again.
+    def reach(self, forms: Sequence[FormName]) -> AbstractContextManager[Door]:
+        """Open the way for objects of these forms. Raises DeliveryDeferred when the archive cannot be reached."""
+        ...
+
+    def held(self, encoded: Encoded) -> bytes | None:
+        """The object of that UID as the archive holds it, a Part 10 file; None when it says that it holds none.
+
+        Raises CannotAsk when it does not say, CannotReadBack when it holds it and does not give it out; DeliveryDeferred
+        when it cannot do either now.
         """
         ...

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from segnode.config import Config, FormName, ModelConfig, RuleConfig
+from segnode.config import Config, DestinationConfig, FormName, ModelConfig, RuleConfig
 from segnode.dicom.attributes import RULE_ATTRIBUTES, SENDER_KEYS
 from segnode.dicom.matching import When, satisfied
 from segnode.dicom.uids import derived_digest
@@ -15,9 +16,11 @@ from segnode.errors import LabelError
 from segnode.seg.segments import LabelDictionary, read_label_dictionary
 from segnode.store.index import Sender
 
+_HELD_FORM: Final[FormName] = "labelmap:rle"
+
 
 class Rule(msgspec.Struct, frozen=True, dict=True):
-    """A rule with what it names; `first_form` is what its first destination would like best."""
+    """A rule with what it names; `first_form` is the LABELMAP form that its first destination would like best."""
 
     config: RuleConfig
     model: ModelConfig
@@ -77,13 +80,18 @@ def asked(when: When) -> str:
 def resolve_rules(config: Config) -> Sequence[Rule]:
     """The rules of a configuration. Raises LabelError when a dictionary cannot be read."""
     folder: Path = config.folder
-    forms = {destination.name: destination.seg[0] for destination in config.destinations}
+    forms = {destination.name: _labelmap_form(destination) for destination in config.destinations}
     rules = []
     for rule in config.rules:
         model = config.model(rule.model)
-        first_form = forms[rule.send_to[0]] if rule.send_to else "labelmap:rle"
+        first_form = forms[rule.send_to[0]] if rule.send_to else _HELD_FORM
         rules.append(Rule(rule, model, read_label_dictionary(model.labels, folder), first_form))
     return rules
+
+
+def _labelmap_form(destination: DestinationConfig) -> FormName:
+    """The form that results are held in; those of another type are made when they are sent."""
+    return next((form for form in destination.seg if form.startswith("labelmap:")), _HELD_FORM)
 
 
 def documents(rules: Sequence[Rule]) -> Mapping[str, str]:

@@ -34,6 +34,8 @@ _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
 # The engine looks into a queue every half second: what it takes out at once bounds how many it can do in a second.
 _TAKEN_AT_ONCE: Final = 8
+# How many a destination may have at once is seen to where they are chosen: here none is to wait for another's.
+_DELIVERED_AT_ONCE: Final = 64
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
 _PURGE_AT_ONCE: Final = 500
@@ -75,7 +77,7 @@ class Stages:
                 raise
             except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
                 _log.exception("delivery broke")
-                self.jobs.refused(delivery, _unforeseen(error), self.clock())
+                self.jobs.given_up(delivery, _unforeseen(error), self.clock())
 
     def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)
@@ -152,7 +154,7 @@ class Workflows:
         self._look_at = time.monotonic() + _LOOK_S
         DBOS.launch()
         DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=_TAKEN_AT_ONCE, polling_interval_sec=poll_s)
-        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=4, polling_interval_sec=poll_s)
+        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=_DELIVERED_AT_ONCE, polling_interval_sec=poll_s)
 
     def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
         """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, ExceptionContext, create_engine, event
+from sqlalchemy import Engine, ExceptionContext, MetaData, create_engine, event, inspect
+from sqlalchemy.schema import CreateColumn
 
 from segnode.errors import OutOfResources, Trouble
 
@@ -29,6 +30,21 @@ def open_database(path: Path) -> Engine:
     event.listen(engine, "begin", _on_begin)
     event.listen(engine, "handle_error", _on_error, retval=True)
     return engine
+
+
+def make_tables(metadata: MetaData, engine: Engine) -> None:
+    """Make the tables that are missing, and the columns that an earlier version of segnode did not have.
+
+    Such a column needs a default on the server (server_default): it is that of the rows that are there.
+    """
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        for table in metadata.tables.values():
+            there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in there:
+                    definition = CreateColumn(column).compile(dialect=engine.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
 
 
 def reading(engine: Engine) -> Engine:

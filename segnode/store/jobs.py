@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 
 from segnode.errors import JobEnded, NotFound
-from segnode.store.database import reading
+from segnode.store.database import make_tables, reading
 
 State = Literal["waiting", "assembling", "inferring", "encoding", "held", "delivering", "delivered", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -78,6 +78,10 @@ _delivery = Table(
     Column("next_attempt_at", Float, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("last_answer", String, nullable=False, default=""),
+    Column("tried", String, nullable=False, server_default=""),
+    Column("unanswered", String, nullable=False, server_default=""),
+    Column("sent_sop_instance_uid", String, nullable=False, server_default=""),
+    Column("segment_numbers", String, nullable=False, server_default=""),
 )
 
 
@@ -94,8 +98,22 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a destination took: the object, its form, and where it is one of its own how the segments were renumbered."""
+
+    form: str
+    sop_instance_uid: str
+    segment_numbers: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Delivery:
-    """An object that is owed to a destination, or was, and how that went."""
+    """An object that is owed to a destination, or was, and how that went.
+
+    `tried` are the forms that were sent so far; the destination has not said yet what became of the `unanswered` one. What
+    it took is `sent_sop_instance_uid`, an object of its own where the form is of another type: `segment_numbers` maps the
+    segment numbers of the result to those in it then.
+    """
 
     job_id: str
     destination: str
@@ -106,6 +124,10 @@ class Delivery:
     next_attempt_at: float
     created_at: float
     last_answer: str
+    tried: tuple[str, ...]
+    unanswered: str
+    sent_sop_instance_uid: str
+    segment_numbers: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,7 @@ class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._writer = engine
         self._reader = reading(engine)
-        _metadata.create_all(engine)
+        make_tables(_metadata, engine)
 
     def load_rules(self, documents: Mapping[str, str], now: float) -> Mapping[str, float]:
         """When each rule was first loaded, by digest; now, for those that were not known.
@@ -270,21 +292,60 @@ class Jobs:
         with suppress(JobEnded):
             self.cancel(job_id, now, "more images of the series came: another job is made of it when it is quiet again")
 
-    def delivered(self, delivery: Delivery, form: str, answer: str, now: float) -> None:
+    def sending(self, delivery: Delivery, form: str) -> None:
+        """A destination is about to be sent an object in a form: from now on it may have it, whatever is heard of it."""
+        with self._writer.begin() as connection:
+            mine = _mine(delivery)
+            tried = connection.execute(select(_delivery.c.tried).where(mine)).scalar_one().split()
+            values = {"tried": " ".join(dict.fromkeys((*tried, form))), "unanswered": form}
+            connection.execute(_delivery.update().where(mine).values(values))
+
+    def delivered(self, delivery: Delivery, taken: Taken, answer: str, now: float) -> None:
         """A destination has taken its object."""
-        self._attempted(delivery, {"state": "delivered", "form": form, "last_answer": answer}, now)
+        values = {
+            "state": "delivered",
+            "form": taken.form,
+            "last_answer": answer,
+            "unanswered": "",
+            "sent_sop_instance_uid": taken.sop_instance_uid,
+            "segment_numbers": " ".join(f"{number}:{new}" for number, new in taken.segment_numbers.items()),
+        }
+        self._attempted(delivery, values, now)
 
     def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
         """A destination could not take its object now; it is owed until then."""
         self._attempted(delivery, {"last_answer": answer, "next_attempt_at": next_attempt_at}, now)
 
     def refused(self, delivery: Delivery, answer: str, now: float) -> None:
-        """A destination will not take its object."""
-        self._attempted(delivery, {"state": "failed", "last_answer": answer}, now)
+        """A destination will not take its object, as it says itself."""
+        self._attempted(delivery, {"state": "failed", "last_answer": answer, "unanswered": ""}, now)
 
-    def due(self, now: float) -> list[Delivery]:
-        """Deliveries to be attempted now."""
-        return self._deliveries(and_(_delivery.c.state == "waiting", _delivery.c.next_attempt_at <= now))
+    def given_up(self, delivery: Delivery, reason: str, now: float) -> None:
+        """An object is not sent any more, whatever its destination would say."""
+        self._attempted(delivery, {"state": "failed", "last_answer": reason}, now)
+
+    def hasten(self, destination: str, now: float) -> None:
+        """A destination is up again: what waits for it waits no longer."""
+        waiting = _delivery.update().where(_delivery.c.destination == destination, _delivery.c.state == "waiting")
+        with self._writer.begin() as connection:
+            connection.execute(waiting.where(_delivery.c.next_attempt_at > now).values(next_attempt_at=now))
+
+    def owed(self, now: float) -> list[str]:
+        """The destinations that have deliveries whose time has come."""
+        query = select(_delivery.c.destination).where(_is_due(now)).distinct().order_by(_delivery.c.destination)
+        with self._reader.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def due(
+        self, now: float, destination: str | None = None, limit: int | None = None, decided_before: float | None = None
+    ) -> list[Delivery]:
+        """Deliveries whose time has come, the longest due first: all, or of a destination, at most so many, only old ones."""
+        asked = [_is_due(now)]
+        if destination is not None:
+            asked.append(_delivery.c.destination == destination)
+        if decided_before is not None:
+            asked.append(_delivery.c.created_at < decided_before)
+        return self._deliveries(and_(*asked), limit)
 
     def delivery(self, job_id: str, destination: str) -> Delivery:
         """The delivery of a job's result to a destination."""
@@ -348,15 +409,15 @@ class Jobs:
         return self._read(query.order_by(_job.c.created_at.desc(), _job.c.id.desc()).limit(limit).offset(offset))
 
     def _attempted(self, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
-        mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
         with self._writer.begin() as connection:
-            connection.execute(_delivery.update().where(mine).values(attempts=delivery.attempts + 1, **values))
+            connection.execute(_delivery.update().where(_mine(delivery)).values(attempts=delivery.attempts + 1, **values))
             _settle(connection, delivery.job_id, now)
 
-    def _deliveries(self, asked: Any) -> list[Delivery]:
-        query = select(_delivery).where(asked).order_by(_delivery.c.next_attempt_at, _delivery.c.destination)
+    def _deliveries(self, asked: Any, limit: int | None = None) -> list[Delivery]:
+        query = select(_delivery).where(asked)
+        query = query.order_by(_delivery.c.next_attempt_at, _delivery.c.destination, _delivery.c.job_id).limit(limit)
         with self._reader.connect() as connection:
-            return [Delivery(**row) for row in connection.execute(query).mappings()]
+            return [_as_delivery(dict(row)) for row in connection.execute(query).mappings()]
 
     def _jobs(self, asked: Any) -> list[Job]:
         return self._read(select(_job).where(asked).order_by(_job.c.created_at, _job.c.id))
@@ -371,6 +432,19 @@ class Jobs:
         transitions = connection.execute(in_order.order_by(_transition.c.sequence)).all()
         deliveries = self._deliveries(_delivery.c.job_id == row["id"])
         return Job(**row, transitions=tuple((t.state, t.at) for t in transitions), deliveries=tuple(deliveries))
+
+
+def _as_delivery(row: dict[str, Any]) -> Delivery:
+    pairs = (pair.split(":") for pair in row.pop("segment_numbers").split())
+    return Delivery(**{**row, "tried": tuple(row["tried"].split())}, segment_numbers={int(n): int(new) for n, new in pairs})
+
+
+def _mine(delivery: Delivery) -> ColumnElement[bool]:
+    return and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
+
+
+def _is_due(now: float) -> ColumnElement[bool]:
+    return and_(_delivery.c.state == "waiting", _delivery.c.next_attempt_at <= now)
 
 
 def _state(connection: Connection, job_id: str) -> State:

@@ -22,6 +22,8 @@ from segnode.seg.write import Algorithm, Identity, write_labelmap
 
 CODE = Code("SCT", "123037004", "Anatomical structure")
 ALGORITHM = Algorithm("test", "1", Code("DCM", "123110", "Artificial Intelligence"))
+# The forms that highdicom, which this is held to, reads.
+READ_ELSEWHERE = ("labelmap:native", "labelmap:implicit", "labelmap:rle", "labelmap:jpeg-ls", "labelmap:jpeg-2000")
 IDENTITY = Identity("2.25.1", "2.25.2", "made by a test", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "1", "1", {})
 
 
@@ -74,7 +76,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, list[int], np.ndarray]:
     return labels, sorted(numbers), rotation(draw(st.tuples(angle, angle, angle)))
 
 
-@pytest.mark.parametrize("name", sorted(FORMS))
+@pytest.mark.parametrize("name", READ_ELSEWHERE)
 @settings(max_examples=25)
 @given(case=cases())
 def test_labels_come_back_from_every_form(name, case) -> None:
@@ -82,7 +84,7 @@ def test_labels_come_back_from_every_form(name, case) -> None:
     labels, numbers, turn = case
     slices = order_slices(headers(labels.shape, turn))
     part10 = write_labelmap(labels, slices.affine, slices.images, dictionary(numbers), ALGORITHM, IDENTITY, FORMS[name])
-    for form in FORMS.values():
+    for form in map(FORMS.__getitem__, READ_ELSEWHERE):
         encoded = recode(part10, form.codec)
         dataset = dcmread(BytesIO(encoded))
         assert dataset.file_meta.TransferSyntaxUID == form.transfer_syntax_uid

@@ -39,7 +39,11 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         ('[node]\nae_title = "SEVENTEENLETTERSS"', "node.ae_title", "1 to 16"),
         ("node = 3", "node", "object"),
         ("rules = 5", "rules", "array"),
-        (ARCHIVE + 'seg = ["labelmap:zip"]', "destinations[0].seg[0]", "labelmap:jpeg-ls, labelmap:rle, labelmap:native"),
+        (ARCHIVE + 'seg = ["labelmap:zip"]', "destinations[0].seg[0]", "labelmap:rle, labelmap:native"),
+        (ARCHIVE + 'seg = ["labelmap:rle", "labelmap:rle"]', "destinations[0].seg[1]", "once"),
+        (ARCHIVE + 'seg = ["binary:jpeg-ls"]', "destinations[0].seg[0]", "binary:native"),
+        (ARCHIVE + 'give_up_after = "a week"', "destinations[0].give_up_after", "30d"),
+        (ARCHIVE + "max_associations = 0", "destinations[0].max_associations", ">= 1"),
         (ARCHIVE + "seg = []", "destinations[0].seg", ">= 1"),
         (ARCHIVE + ARCHIVE, "destinations[1]", "once"),
         ('[[destinations]]\nname = "a"\nto = "ftp://x"', "destinations[0].to", "AETITLE@host:port"),
@@ -89,7 +93,12 @@ def test_defaults_are_the_contract() -> None:
     ]
     assert config.destinations == ()
     assert config.rules == (RuleConfig(when={"Modality": "CT"}, model="threshold", send_to=(), quiet=60.0),)
-    assert DestinationConfig(name="a", to="http://a").seg == ("labelmap:rle", "labelmap:native")
+    assert DestinationConfig(name="a", to="http://a").seg == (
+        "labelmap:rle",
+        "labelmap:native",
+        "labelmap:implicit",
+        "binary:native",
+    )
 
 
 def test_models_of_ones_own_bring_no_rule() -> None:

@@ -1,8 +1,10 @@
 """Objects and rows."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from segnode.dicom.header import Header
 from segnode.errors import JobEnded, NotFound, OutOfResources
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Jobs
+from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.store.objects import ObjectStore
 
@@ -207,7 +209,7 @@ def test_job_goes_through_its_states(jobs: Jobs) -> None:
     jobs.owe("j", "1.9", ["a", "b"], 4.5)
     assert jobs.waiting() == []
     a, b = jobs.due(4.0)
-    jobs.delivered(a, "labelmap:rle", "ok", 5.0)
+    jobs.delivered(a, Taken("labelmap:rle", "1.9"), "ok", 5.0)
     assert jobs.job("j").state == "delivering"
     jobs.deferred(b, "busy", 20.0, 6.0)
     assert jobs.due(19.0) == []
@@ -231,7 +233,7 @@ def test_failed_delivery_is_tried_again_on_request(jobs: Jobs) -> None:
     jobs.decide(DECISION, 1.0)
     jobs.owe("j", "1.9", ["a", "b"], 2.0)
     a, b = jobs.due(2.0)
-    jobs.delivered(a, "labelmap:rle", "ok", 3.0)
+    jobs.delivered(a, Taken("labelmap:rle", "1.9"), "ok", 3.0)
     with pytest.raises(JobEnded, match="has not failed"):
         jobs.retry("j", 3.5)
     jobs.refused(b, "no", 4.0)
@@ -269,7 +271,7 @@ def test_cancelled_job_goes_no_further(jobs: Jobs) -> None:
     (delivery,) = jobs.due(6.0)
     jobs.cancel("j", 7.0)
     assert jobs.due(8.0) == []
-    jobs.delivered(delivery, "labelmap:rle", "ok", 8.0)
+    jobs.delivered(delivery, Taken("labelmap:rle", "1.9"), "ok", 8.0)
     assert (jobs.job("j").state, jobs.delivery("j", "a").state) == ("cancelled", "delivered")
 
 
@@ -287,3 +289,31 @@ def test_rule_keeps_the_time_it_was_first_loaded(jobs: Jobs) -> None:
     """A rule that is loaded again is as old as it was."""
     assert jobs.load_rules({"r": "{}"}, 1.0) == {"r": 1.0}
     assert jobs.load_rules({"r": "{}", "s": "{}"}, 2.0) == {"r": 1.0, "s": 2.0}
+
+
+def test_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Columns that a table did not have then are added, with what holds for the rows that are there."""
+    with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
+        columns = "job_id, destination, sop_instance_uid, state, form, attempts, next_attempt_at, created_at, last_answer"
+        connection.execute(f"CREATE TABLE delivery ({columns})")
+        connection.execute("INSERT INTO delivery VALUES ('j', 'a', '1.9', 'waiting', '', 3, 5.0, 1.0, 'busy')")
+        connection.commit()
+    for _ in range(2):
+        (delivery,) = Jobs(open_database(tmp_path / "pipeline.sqlite")).due(6.0)
+        assert (delivery.attempts, delivery.tried, delivery.unanswered, delivery.segment_numbers) == (3, (), "", {})
+
+
+def test_what_was_taken_is_in_the_row(jobs: Jobs) -> None:
+    """Which object a destination took, in which form, and how its segments were renumbered; and what was sent before that."""
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", ["a"], 2.0)
+    for form in ("labelmap:rle", "binary:native", "labelmap:rle"):
+        jobs.sending(jobs.delivery("j", "a"), form)
+    assert (jobs.delivery("j", "a").tried, jobs.delivery("j", "a").unanswered) == (
+        ("labelmap:rle", "binary:native"),
+        "labelmap:rle",
+    )
+    jobs.delivered(jobs.delivery("j", "a"), Taken("binary:native", "1.10", {2: 1, 7: 2}), "ok", 3.0)
+    delivery = jobs.delivery("j", "a")
+    assert (delivery.sent_sop_instance_uid, delivery.segment_numbers) == ("1.10", {2: 1, 7: 2})
+    assert (delivery.sop_instance_uid, delivery.unanswered) == ("1.9", "")

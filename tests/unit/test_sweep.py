@@ -15,7 +15,7 @@ from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
 from segnode.store.index import Index, OpenAssociation, Sender
-from segnode.store.jobs import Job, Jobs
+from segnode.store.jobs import Job, Jobs, Taken
 from segnode.testing.part10 import encode_part10
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
@@ -157,7 +157,7 @@ def test_late_image_leaves_what_was_sent(node: Node) -> None:
     node.now += 10
     (first,) = node.sweep(rules(10.0))
     node.jobs.owe(first.id, "1.9", ["archive", "other"], node.now)
-    node.jobs.delivered(node.jobs.delivery(first.id, "archive"), "labelmap:rle", "stored", node.now)
+    node.jobs.delivered(node.jobs.delivery(first.id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
     node.receive("1.5")
     node.now += 10
     assert [job.state for job in node.sweep(rules(10.0))] == ["delivering", "waiting"]
@@ -222,3 +222,14 @@ def test_rule_asks_who_sent_the_series(node: Node) -> None:
     node.index.add(later, "other key", 1, "digest", "received", node.now, sender=scanner)
     assert [sender.calling_ae for sender in node.index.senders("1.3")] == ["PACS", "SCANNER"]
     assert len(node.sweep([asking])) == 1
+
+
+@pytest.mark.parametrize(
+    ("seg", "form"), [("'binary:native', 'labelmap:native'", "labelmap:native"), ("'binary:native'", "labelmap:rle")]
+)
+def test_results_are_held_as_labelmaps(seg: str, form: str) -> None:
+    """What is sent as BINARY is made when it is sent; the result itself is a LABELMAP, in the best form that is wanted."""
+    archive = f"[[destinations]]\nname = 'a'\nto = 'http://a'\nseg = [{seg}]\n"
+    rule = "[[rules]]\nwhen = {}\nmodel = 'threshold'\nsend_to = ['a']\n"
+    (resolved,) = resolve_rules(parse_config(archive + rule, Path()))
+    assert resolved.first_form == form

@@ -12,7 +12,7 @@ from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.database import open_database
 from segnode.store.index import Index, OpenAssociation
-from segnode.store.jobs import Jobs
+from segnode.store.jobs import Jobs, Taken
 from segnode.store.leases import LEASE_S, Lease, Leases
 from segnode.store.objects import SHELVES, ObjectStore
 from tests.unit.test_store import HEADER
@@ -74,7 +74,7 @@ class Node:
         """Its SEG exists, and every destination has taken it."""
         self.jobs.owe(job_id, sop, destinations, self.now)
         for destination in destinations:
-            self.jobs.delivered(self.jobs.delivery(job_id, destination), "labelmap:rle", "stored", self.now)
+            self.jobs.delivered(self.jobs.delivery(job_id, destination), Taken("labelmap:rle", "1.9"), "stored", self.now)
 
     def has(self, key: str) -> bool:
         """Whether a file is there."""
@@ -176,14 +176,14 @@ def test_what_is_not_delivered_is_never_deleted(node: Node, state: str) -> None:
             node.deliver(job_id, "1.9")
         if state == "one owed":
             node.jobs.owe(job_id, "1.9", ["archive", "other"], node.now)
-            node.jobs.delivered(node.jobs.delivery(job_id, "archive"), "labelmap:rle", "stored", node.now)
+            node.jobs.delivered(node.jobs.delivery(job_id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
         if state == "failed":
             node.jobs.fail(job_id, "why", node.now)
         if state == "cancelled":
             node.jobs.cancel(job_id, node.now)
         if state == "late image":
             node.jobs.owe(job_id, "1.10", ["archive"], node.now)
-            node.jobs.delivered(node.jobs.delivery(job_id, "archive"), "labelmap:rle", "stored", node.now)
+            node.jobs.delivered(node.jobs.delivery(job_id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
             keys.append(node.receive("1.5"))
     node.now += 400 * DAY
     node.tidy(images="30d", segmentations="30d")

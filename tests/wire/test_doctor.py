@@ -181,8 +181,9 @@ def test_destinations_are_asked(tmp_path: Path, archive: Server, web_server: int
 def test_host_without_an_address_is_tried_again() -> None:
     """While a destination's name is not known, a delivery to it waits: the name's server may be down."""
     destination = DimseDestination(DimseAddress("ARCHIVE", "no.such.host.invalid", 104), "TEST")
-    with pytest.raises(DeliveryDeferred, match="ARCHIVE@no.such.host.invalid:104 cannot be reached"):
-        destination.send(None, ["labelmap:native"])
+    cannot_be_reached = pytest.raises(DeliveryDeferred, match="ARCHIVE@no.such.host.invalid:104 cannot be reached")
+    with cannot_be_reached, destination.reach(["labelmap:native"]):
+        pass
 
 
 def test_damaged_database_is_trouble(tmp_path: Path) -> None:

@@ -18,15 +18,12 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from pynetdicom import AE, evt
 
-from segnode.config import DimseAddress, parse_dimse_address
+from segnode.config import parse_dimse_address
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.dicom.volume import order_slices, read_volume
-from segnode.dimse.scu import DimseDestination, send_files
-from segnode.errors import DeliveryDeferred, DeliveryRefused
+from segnode.dimse.scu import send_files
 from segnode.models.threshold import segment
-from segnode.seg.forms import FORMS
 from segnode.store.jobs import Job
-from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode, until
 
@@ -296,80 +293,3 @@ def test_no_patient_name_in_any_log(tmp_path: Path, archive: Server, phantom: Ph
     log = node.log.read_text().lower()
     assert "received" in log
     assert not any(word in log for word in ("marker", "zebedee", "zeb4711"))
-
-
-@contextmanager
-def answering_scp(*statuses: int) -> Iterator[tuple[str, list[str]]]:
-    """A pynetdicom Storage SCP that answers with these statuses in turn; its address, and the syntaxes it was sent."""
-    ae = AE("SINK")
-    ae.add_supported_context(LABEL_MAP_SEGMENTATION_STORAGE, [RLELossless, ExplicitVRLittleEndian])
-    left, sent = list(statuses), []
-
-    def answer(event: evt.Event) -> int:
-        sent.append(str(event.context.transfer_syntax))
-        status = left.pop(0)
-        if status < 0:
-            event.assoc.abort()
-        return abs(status)
-
-    port = free_port()
-    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
-    yield f"SINK@127.0.0.1:{port}", sent
-    server.shutdown()
-
-
-class Seg:
-    """The phantom's SEG in two forms, as a destination is given it."""
-
-    sop_class_uid = str(LABEL_MAP_SEGMENTATION_STORAGE)
-    sop_instance_uid = "1.2.3.4"
-
-    def part10(self, form: str) -> bytes:
-        """A small object of the class in the form's transfer syntax."""
-        dataset = Dataset()
-        dataset.SOPClassUID, dataset.SOPInstanceUID = self.sop_class_uid, self.sop_instance_uid
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.3.5"
-        return encode_part10(dataset, FORMS[form].transfer_syntax_uid)
-
-
-FORMS_OFFERED = ("labelmap:rle", "labelmap:native")
-
-
-@pytest.mark.parametrize(
-    ("statuses", "sent", "outcome"),
-    [
-        ((0x0000,), [RLELossless], "labelmap:rle"),
-        ((0xB000,), [RLELossless], "labelmap:rle"),
-        ((0x0111,), [RLELossless], "labelmap:rle"),
-        ((0x0122, 0x0000), [RLELossless, ExplicitVRLittleEndian], "labelmap:native"),
-        ((0xC000, 0x0000), [RLELossless, ExplicitVRLittleEndian], "labelmap:native"),
-        ((0xA900, 0xA900), [RLELossless, ExplicitVRLittleEndian], DeliveryRefused),
-        ((0x0124,), [RLELossless], DeliveryRefused),
-        ((0xA700,), [RLELossless], DeliveryDeferred),
-        ((-1,), [RLELossless], DeliveryDeferred),
-    ],
-)
-def test_status_of_an_archive_has_its_consequence(statuses: tuple[int, ...], sent: list[str], outcome) -> None:
-    """Stored, a step down to the next form, refused for good, or to be tried again: each answer means one of them."""
-    with answering_scp(*statuses) as (address, received):
-        destination = DimseDestination(parse_dimse_address(address, ""), "TEST")
-        if isinstance(outcome, str):
-            assert destination.send(Seg(), FORMS_OFFERED).form == outcome
-        else:
-            with pytest.raises(outcome):
-                destination.send(Seg(), FORMS_OFFERED)
-    assert received == sent
-
-
-def test_nobody_at_the_address_is_tried_again() -> None:
-    """An address where nobody listens, or an AE title that is rejected, is no refusal of the object."""
-    with pytest.raises(DeliveryDeferred, match="cannot be reached"):
-        DimseDestination(DimseAddress("NOBODY", "127.0.0.1", free_port()), "TEST").send(Seg(), FORMS_OFFERED)
-    ae = AE("SINK")
-    ae.require_called_aet = True
-    ae.add_supported_context(LABEL_MAP_SEGMENTATION_STORAGE)
-    server = ae.start_server(("127.0.0.1", 0), block=False)
-    port = server.server_address[1]
-    with pytest.raises(DeliveryDeferred, match="rejected the association"):
-        DimseDestination(DimseAddress("OTHER", "127.0.0.1", port), "TEST").send(Seg(), FORMS_OFFERED)
-    server.shutdown()
