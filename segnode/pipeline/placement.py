@@ -7,19 +7,21 @@ All coordinates are millimetres in the LPS patient coordinate system (PS3.3 C.7.
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import iter_pixels, pixel_array
 
+from segnode.dicom.transfer_syntaxes import DEFLATED_IMAGE_FRAME
 from segnode.dicom.uids import is_uid
 from segnode.dicom.volume import Volume
 from segnode.errors import Misplaced
@@ -226,6 +228,17 @@ def _frames(seg: Dataset) -> list[_Frame]:
     ]
 
 
+def _pixels(seg: Dataset) -> Iterator[npt.NDArray[Any]]:
+    """The frames, (rows, columns) each, by pydicom, which does not know deflated ones (PS3.5 A.4.13)."""
+    if seg.file_meta.TransferSyntaxUID != DEFLATED_IMAGE_FRAME:
+        yield from iter_pixels(seg, raw=True)
+        return
+    dtype, count = f"<u{seg.BitsAllocated // 8}", seg.Rows * seg.Columns
+    for frame in generate_frames(seg.PixelData, number_of_frames=int(seg.NumberOfFrames)):
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame)
+        yield np.frombuffer(inflated, dtype, count).reshape(seg.Rows, seg.Columns)
+
+
 def _image_under(number: int, frame: _Frame, sources: Mapping[str, _Source]) -> _Source:
     """The image that a frame lies on, which must be the one that it was made from."""
     made_from = sources.get(frame.made_from)
@@ -275,7 +288,7 @@ class _Proof:
         """Each frame holds what the model returned for its image."""
         voxels = np.zeros(1 << 16, np.int64)
         differing = []
-        for frame, source in zip(iter_pixels(self.seg, raw=True), self.on, strict=True):
+        for frame, source in zip(_pixels(self.seg), self.on, strict=True):
             returned = self.returned(source)
             if not np.array_equal(returned, frame):
                 differing.append(source.number)
@@ -305,7 +318,7 @@ class _Proof:
     def _how_far(self, number: int) -> str:
         placed = ((source.plane, self.returned(source) == number) for source in self.sources.values())
         found = _centre(placed)
-        frames = zip(self.frames, iter_pixels(self.seg, raw=True), strict=True)
+        frames = zip(self.frames, _pixels(self.seg), strict=True)
         written = _centre((frame.plane, pixels == number) for frame, pixels in frames)
         if found is None or written is None:
             return "the SEG has none of it" if written is None else "the model returned none of it"
