@@ -23,6 +23,7 @@ SegnodeError
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── BackupFailed             a backup that could not be made, or brought back
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
+├── FindFailed               a peer that did not say what it has of a series
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
@@ -131,6 +132,10 @@ class BackupFailed(SegnodeError):
 
 class JobEnded(SegnodeError):
     """A job that has ended where one that goes on is needed, or the other way round."""
+
+
+class FindFailed(SegnodeError):
+    """A peer that did not say what it has of a series."""
 
 
 class DeliveryFailed(SegnodeError):

@@ -30,7 +30,7 @@ from segnode.config import (
     read_config,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
-from segnode.pipeline.ports import Destination
+from segnode.pipeline.ports import Catalogue, Destination
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
@@ -133,6 +133,22 @@ def destination(config: DestinationConfig, calling_ae: str) -> Destination:
     return DimseDestination(parse_dimse_address(config.to, config.name), calling_ae)
 
 
+def catalogues(config: Config) -> Mapping[str, Catalogue]:
+    """An adapter for each destination that a rule asks what it has of a series."""
+    asked = {rule.ask for rule in config.rules}
+    return {d.name: _catalogue(d, config.node.ae_title) for d in config.destinations if d.name in asked}
+
+
+def _catalogue(config: DestinationConfig, calling_ae: str) -> Catalogue:
+    if is_http(config.to):
+        from segnode.dicomweb.find import DicomWebCatalogue
+
+        return DicomWebCatalogue(config.to)
+    from segnode.dimse.find import DimseCatalogue
+
+    return DimseCatalogue(parse_dimse_address(config.to, config.name), calling_ae)
+
+
 def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
     from segnode.dimse.scp import start_scp
     from segnode.pipeline.tidy import ABANDONED_S
@@ -151,6 +167,7 @@ def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket
 
 
 def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherited, ready: Callable[[], None]) -> None:
+    from segnode.pipeline.associations import Associations
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
@@ -160,8 +177,10 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
             store.measures.add(receiver.meter)
         os._exit(0)
 
-    _start_heart(store, receiver.meter, lease, lambda: 0)
-    application = create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config))
+    requests = Associations(store.index, lease)
+    _start_heart(store, receiver.meter, lease, lambda: 0, requests.close_ended)
+    rules = lambda: resolve_rules(inherited.config)  # noqa: E731
+    application = create_app(receiver, requests, store.jobs, store.leases, store.measures, rules)
     serve_http(application, inherited.listening(), ready, give_up)
     store.measures.add(receiver.meter)
 
@@ -217,6 +236,7 @@ class _Worker:
         from segnode.pipeline.assemble import Assembler
         from segnode.pipeline.deliver import Deliverer
         from segnode.pipeline.encode import Encoder
+        from segnode.pipeline.find import Finder
         from segnode.pipeline.infer import Inferrer, Labelmaps
         from segnode.pipeline.sweep import Sweep
         from segnode.pipeline.workflows import Stages
@@ -234,7 +254,8 @@ class _Worker:
         deliverer = Deliverer(store.objects, store.index, store.jobs, destinations(config), forms, sent, time.time)
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
-        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, time.time), models)
+        finder = Finder(catalogues(config), store.index, time.time)
+        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, finder.ask, time.time), models)
 
     def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
         """The process of a model, which has loaded it. Raises ConfigError when it cannot."""
@@ -287,14 +308,17 @@ class _Worker:
             time.sleep(_TIDY_S)
 
 
-def _start_heart(store: Store, meter: Meter, lease: Lease, associations: Callable[[], int]) -> None:
-    """Say every few seconds that this process is alive, and what it has counted."""
+def _start_heart(
+    store: Store, meter: Meter, lease: Lease, associations: Callable[[], int], close_ended: Callable[[], None] = lambda: None
+) -> None:
+    """Say every few seconds that this process is alive, what it has counted, and what has ended and could not be said."""
 
     def beat() -> None:
         while True:
             with _going_on("heartbeat missed"):
                 store.leases.beat(lease, associations(), time.time())
                 store.measures.add(meter)
+                close_ended()
             time.sleep(HEARTBEAT_S)
 
     threading.Thread(target=beat, name="heart", daemon=True).start()

@@ -17,6 +17,7 @@ from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.infer import Labelmaps
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
+from segnode.pipeline.sweep import taken
 from segnode.seg.check import check_attributes
 from segnode.seg.forms import FORMS
 from segnode.seg.write import ENCODER_REVISION, Algorithm, Identity, write_labelmap
@@ -43,7 +44,7 @@ class Encoder:
         """
         self.jobs.enter(job.id, "encoding", self.clock())
         slices = self.assembler.slices(job)
-        sop_instance_uid = _result_uid("instance", job, rule, slices)
+        sop_instance_uid = _instance_uid(job, rule, slices)
         if self.receiver.index.find(sop_instance_uid) is None:
             part10 = self._write(job, rule, slices, sop_instance_uid)
             _require_sound(part10)
@@ -55,12 +56,18 @@ class Encoder:
         self.labelmaps.delete(job.id)
 
     def _write(self, job: Job, rule: Rule, slices: Slices, sop_instance_uid: str) -> bytes:
+        earlier = [other for other in self.jobs.of_series(job.series_instance_uid) if _is_earlier(other, job)]
+        replaced = self._replaced_by(job)
         algorithm = Algorithm(rule.model.name, rule.model.version, rule.model.family)
         identity = Identity(
             sop_instance_uid=sop_instance_uid,
-            series_instance_uid=_result_uid("series", job, rule, slices),
+            # Of all results of a rule and a series: one that replaces another is in the series of that.
+            series_instance_uid=derived_uid("series", job.series_instance_uid, rule.digest),
             series_description=f"Segmentation by {rule.model.name}",
             created=datetime.fromtimestamp(job.created_at, UTC),
+            series_created=datetime.fromtimestamp((*earlier, job)[0].created_at, UTC),
+            instance_number=len(earlier) + 1,
+            replaces=replaced.sop_instance_uid if replaced else "",
             device_serial_number=self.device_serial_number,
             software_version=version("segnode"),
             tracking_uids=self._tracking_uids(rule, slices.images[0]),
@@ -68,6 +75,15 @@ class Encoder:
         labelmap = self.labelmaps.load(job.id)
         form = FORMS[rule.first_form]
         return write_labelmap(labelmap, slices.affine, slices.images, rule.dictionary, algorithm, identity, form)
+
+    def _replaced_by(self, job: Job) -> Job | None:
+        """The job whose result this one's takes the place of: of fewer images of the series, and somebody has it.
+
+        Where the images that it was made of are gone, as retention says, nothing is replaced: this one is not of them all.
+        """
+        came_first = min(image.received_at for image in self.assembler.index.images(job.series_instance_uid))
+        replaced = [other for other in taken(self.jobs, job) if _is_earlier(other, job) and other.created_at >= came_first]
+        return replaced[-1] if replaced else None
 
     def _tracking_uids(self, rule: Rule, image: Dataset) -> Mapping[int, str]:
         """The same for a structure of a patient in every result of a model."""
@@ -88,6 +104,12 @@ def _require_sound(part10: bytes) -> None:
         raise BadSegmentation(f"the SEG of this job breaks the standard and is not kept: {'; '.join(wrong[:3])}{more}")
 
 
-def _result_uid(kind: str, job: Job, rule: Rule, slices: Slices) -> str:
+def _is_earlier(other: Job, job: Job) -> bool:
+    """Whether a job of the same series and rule has a result that is older than the other's."""
+    same_rule = other.rule_digest == job.rule_digest
+    return same_rule and other.id != job.id and other.sop_instance_uid != "" and other.created_at <= job.created_at
+
+
+def _instance_uid(job: Job, rule: Rule, slices: Slices) -> str:
     images = sorted(str(image.SOPInstanceUID) for image in slices.images)
-    return derived_uid(kind, job.series_instance_uid, images, rule.digest, ENCODER_REVISION)
+    return derived_uid("instance", job.series_instance_uid, images, rule.digest, ENCODER_REVISION)

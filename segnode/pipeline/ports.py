@@ -1,4 +1,4 @@
-"""What the pipeline asks of the outside: models and destinations."""
+"""What the pipeline asks of the outside: models, destinations, and what peers have of a series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,4 +62,12 @@ class Destination(Protocol):
         success. Raises DeliveryRefused when it takes none of the forms, naming each refusal; DeliveryDeferred when it
         could not be asked, broke off, or has no room now. May be interrupted at any point and called again.
         """
+        ...
+
+
+class Catalogue(Protocol):
+    """A peer that can be asked what it has."""
+
+    def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
+        """How many instances of a series it has; 0 when it does not know the series. Raises FindFailed."""
         ...

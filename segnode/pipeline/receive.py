@@ -61,7 +61,11 @@ class Receiver:
 
     def _hold(self, path: Path, header: Header, origin: Origin, association: OpenAssociation | None) -> Instance:
         digest = data_set_digest(path, header)
-        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association)
+        held = self.index.find(header.sop_instance_uid)
+        if held is None:
+            held = self._keep(path, header, digest, origin, association)
+        elif association is not None:
+            self.index.add_sending(association, held.series_instance_uid)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held

@@ -51,6 +51,13 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         (RULE + 'send_to = ["archive"]', "rules[0].send_to[0]", "there are no [[destinations]]"),
         (ARCHIVE + RULE + 'send_to = ["archiv"]', "rules[0].send_to[0]", "archive"),
         (RULE + "quiet = -1", "rules[0].quiet", ">= 0"),
+        (RULE + 'expect = "all"', "rules[0].expect", "find, request"),
+        (RULE + "expect = 3", "rules[0].expect", "str"),
+        (RULE + 'late = "never"', "rules[0].late", "supersede, keep"),
+        (RULE + 'expect = "find"', "rules[0].ask", "the name of the destination"),
+        (RULE + 'ask = "archive"', "rules[0].ask", 'expect = "find"'),
+        (RULE + 'expect = "find"\nask = "archive"', "rules[0].ask", "there are no [[destinations]]"),
+        (ARCHIVE + RULE + 'expect = "find"\nask = "archiv"', "rules[0].ask", "allowed: archive"),
         ("[node", "not TOML", ""),
     ],
 )
