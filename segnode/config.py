@@ -101,6 +101,7 @@ class RuleConfig(_Table, frozen=True):
     expect: Literal["find", "request"] | None = None
     ask: str | None = None
     late: Literal["supersede", "keep"] = "supersede"
+    iocm: bool = False
 
 
 class Config(_Table, frozen=True):
@@ -312,6 +313,8 @@ def _require_rule(rule: RuleConfig, config: Config, path: str) -> None:
             allowed = ", ".join(destinations) or "none, there are no [[destinations]]"
             raise ConfigError(f"{path}.send_to[{index}]: there is no destination {name!r}; allowed: {allowed}")
     _require_unique(rule.send_to, f"{path}.send_to")
+    if rule.iocm and rule.late == "keep":
+        raise ConfigError(f'{path}.iocm: with late = "keep" nothing is replaced, so there is nothing to reject')
     if rule.ask is None and rule.expect == "find":
         raise ConfigError(f'{path}.ask: expect = "find" needs the name of the destination that is asked')
     if rule.ask is not None and rule.expect != "find":

@@ -45,6 +45,7 @@ from segnode.store.objects import SHELVES, ObjectStore
 
 if TYPE_CHECKING:
     from segnode.models.process import ModelProcess
+    from segnode.pipeline.reject import Rejecter
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
 
@@ -191,6 +192,7 @@ class _Wiring:
 
     stages: "Stages"
     sweep: "Sweep"
+    rejecter: "Rejecter"
     models: Mapping[tuple[str, str], "ModelProcess"]
 
 
@@ -226,6 +228,8 @@ class _Worker:
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 wiring.sweep.decide()
                 workflows.run(self._store.jobs.waiting(), self._store.jobs.due(time.time()))
+            with _going_on("rejecting broke"):
+                wiring.rejecter.owe_notes()
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
         # A model may run on for minutes: every step is repeatable and taken up at the next start.
@@ -238,6 +242,7 @@ class _Worker:
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.find import Finder
         from segnode.pipeline.infer import Inferrer, Labelmaps
+        from segnode.pipeline.reject import Rejecter
         from segnode.pipeline.sweep import Sweep
         from segnode.pipeline.workflows import Stages
 
@@ -255,7 +260,8 @@ class _Worker:
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         finder = Finder(catalogues(config), store.index, time.time)
-        return _Wiring(stages, Sweep(store.index, store.jobs, rules, first_loaded, finder.ask, time.time), models)
+        sweep = Sweep(store.index, store.jobs, rules, first_loaded, finder.ask, time.time)
+        return _Wiring(stages, sweep, Rejecter(receiver, store.jobs, time.time), models)
 
     def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
         """The process of a model, which has loaded it. Raises ConfigError when it cannot."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from itertools import chain
 from ssl import SSLContext
 from typing import Any, Final
@@ -11,6 +12,7 @@ from uuid import uuid4
 import httpx
 
 from segnode.config import FormName
+from segnode.dicom.header import read_header
 from segnode.dicom.status import require_stored
 from segnode.errors import DeliveryDeferred, DeliveryRefused, FormRefused
 from segnode.pipeline.ports import Segmentation, Sent
@@ -36,18 +38,24 @@ class StowDestination:
         refusals = []
         for name in forms:
             try:
-                return Sent(name, self._post(segmentation, name))
+                return Sent(name, self._post(segmentation.part10(name), segmentation.sop_instance_uid))
             except FormRefused as refusal:
                 refusals.append(f"{name} {refusal}")
         raise DeliveryRefused(f"{self.root} refuses every form: {', '.join(refusals)}")
 
-    def _post(self, segmentation: Segmentation, name: FormName) -> str:
+    def send_as_is(self, part10: bytes) -> str:
+        """Post the object; see the port Destination."""
+        try:
+            return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+        except FormRefused as refusal:
+            raise DeliveryRefused(f"{self.root} refuses the object: {refusal}") from refusal
+
+    def _post(self, part10: bytes, sop_instance_uid: str) -> str:
         boundary = uuid4().hex
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
         }
-        part10 = segmentation.part10(name)
         # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
@@ -58,7 +66,7 @@ class StowDestination:
             response = httpx.post(url, content=body, headers=headers, timeout=_TIMEOUT, verify=_trusted())
         except httpx.TransportError as error:
             raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
-        return stored_answer(response, segmentation.sop_instance_uid)
+        return stored_answer(response, sop_instance_uid)
 
 
 @cache

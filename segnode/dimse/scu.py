@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pydicom import Dataset, dcmread
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
@@ -54,6 +54,18 @@ class DimseDestination:
                     refusals.append(f"{name} {refusal}")
         what = uid_name(segmentation.sop_class_uid)
         raise DeliveryRefused(f"{self.address.ae_title} refuses SOP class {what}: {', '.join(refusals)}")
+
+    def send_as_is(self, part10: bytes) -> str:
+        """Offer the object uncompressed, as every archive takes what it takes at all; see the port Destination."""
+        sop_class = read_header(BytesIO(part10)).sop_class_uid
+        kinds = {(sop_class, str(syntax)) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)}
+        with associate(self.address, self.calling_ae, kinds) as association:
+            if association.accepted_contexts:
+                try:
+                    return _store(association, part10)
+                except FormRefused as refusal:
+                    raise DeliveryRefused(f"{self.address.ae_title} refuses {uid_name(sop_class)}: {refusal}") from refusal
+        raise DeliveryRefused(f"{self.address.ae_title} does not accept SOP class {uid_name(sop_class)}")
 
 
 def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) -> Iterator[tuple[Path, str]]:

@@ -1,19 +1,20 @@
 """Delivering: one attempt to send an object that is owed to a destination, and what follows from its answer."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 import structlog
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import FormName
 from segnode.errors import DeliveryDeferred, DeliveryRefused
-from segnode.pipeline.ports import Destination
+from segnode.pipeline.ports import Destination, Sent
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
-from segnode.store.index import Index
+from segnode.store.index import Index, Instance
 from segnode.store.jobs import Delivery, Jobs
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -63,9 +64,8 @@ class Deliverer:
             missing = "the object" if held is None else "the destination"
             self._refuse(delivery, f"{missing} is no longer there")
             return
-        segmentation = HeldSegmentation(self.objects, held.object_key, held.sop_class_uid, held.sop_instance_uid)
         try:
-            sent = destination.send(segmentation, self.forms[delivery.destination])
+            sent = self._send(destination, held, self.forms[delivery.destination])
         except DeliveryRefused as refusal:
             self._refuse(delivery, str(refusal))
         except DeliveryDeferred as deferral:
@@ -73,6 +73,12 @@ class Deliverer:
         else:
             self.jobs.delivered(delivery, sent.form, sent.answer, self.clock())
             self._say(delivery, "delivered")
+
+    def _send(self, destination: Destination, held: Instance, forms: Sequence[FormName]) -> Sent:
+        if held.sop_class_uid == KeyObjectSelectionDocumentStorage:
+            return Sent("", destination.send_as_is(self.objects.path(held.object_key).read_bytes()))
+        segmentation = HeldSegmentation(self.objects, held.object_key, held.sop_class_uid, held.sop_instance_uid)
+        return destination.send(segmentation, forms)
 
     def _refuse(self, delivery: Delivery, answer: str) -> None:
         self.jobs.refused(delivery, answer, self.clock())

@@ -52,6 +52,8 @@ class Encoder:
                 spool.write(part10)
                 spool.complete()
                 self.receiver.hold_made(spool.path)
+        if rule.config.iocm:
+            self.jobs.replace(job.id, [other.id for other in self._replaced_by(job)])
         self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())
         self.labelmaps.delete(job.id)
 
@@ -67,7 +69,7 @@ class Encoder:
             created=datetime.fromtimestamp(job.created_at, UTC),
             series_created=datetime.fromtimestamp((*earlier, job)[0].created_at, UTC),
             instance_number=len(earlier) + 1,
-            replaces=replaced.sop_instance_uid if replaced else "",
+            replaces=replaced[-1].sop_instance_uid if replaced else "",
             device_serial_number=self.device_serial_number,
             software_version=version("segnode"),
             tracking_uids=self._tracking_uids(rule, slices.images[0]),
@@ -76,14 +78,13 @@ class Encoder:
         form = FORMS[rule.first_form]
         return write_labelmap(labelmap, slices.affine, slices.images, rule.dictionary, algorithm, identity, form)
 
-    def _replaced_by(self, job: Job) -> Job | None:
-        """The job whose result this one's takes the place of: of fewer images of the series, and somebody has it.
+    def _replaced_by(self, job: Job) -> list[Job]:
+        """The jobs whose results this one's takes the place of, oldest first: of fewer images, and somebody has them.
 
         Where the images that it was made of are gone, as retention says, nothing is replaced: this one is not of them all.
         """
         came_first = min(image.received_at for image in self.assembler.index.images(job.series_instance_uid))
-        replaced = [other for other in taken(self.jobs, job) if _is_earlier(other, job) and other.created_at >= came_first]
-        return replaced[-1] if replaced else None
+        return [other for other in taken(self.jobs, job) if _is_earlier(other, job) and other.created_at >= came_first]
 
     def _tracking_uids(self, rule: Rule, image: Dataset) -> Mapping[int, str]:
         """The same for a structure of a patient in every result of a model."""
@@ -106,8 +107,8 @@ def _require_sound(part10: bytes) -> None:
 
 def _is_earlier(other: Job, job: Job) -> bool:
     """Whether a job of the same series and rule has a result that is older than the other's."""
-    same_rule = other.rule_digest == job.rule_digest
-    return same_rule and other.id != job.id and other.sop_instance_uid != "" and other.created_at <= job.created_at
+    of_same_rule = other.rule_digest == job.rule_digest and other.content_digest != ""
+    return of_same_rule and other.id != job.id and other.sop_instance_uid != "" and other.created_at <= job.created_at
 
 
 def _instance_uid(job: Job, rule: Rule, slices: Slices) -> str:

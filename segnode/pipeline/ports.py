@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +46,9 @@ class Segmentation(Protocol):
 
 @dataclass(frozen=True)
 class Sent:
-    """A destination has taken an object: in which form, and what it answered."""
+    """A destination has taken an object: in which form, where it is a SEG, and what it answered."""
 
-    form: FormName
+    form: FormName | Literal[""]
     answer: str
 
 
@@ -62,6 +62,10 @@ class Destination(Protocol):
         success. Raises DeliveryRefused when it takes none of the forms, naming each refusal; DeliveryDeferred when it
         could not be asked, broke off, or has no room now. May be interrupted at any point and called again.
         """
+        ...
+
+    def send_as_is(self, part10: bytes) -> str:
+        """Send an object that is no SEG, uncompressed; what was answered. Raises as `send` does."""
         ...
 
 

@@ -106,7 +106,8 @@ def decision_of(series: str, content: str, rule: Rule) -> Decision:
 
 def taken(jobs: Jobs, decision: Decision | Job) -> list[Job]:
     """The jobs of the same rule and series whose result somebody has, oldest first."""
-    same = [job for job in jobs.of_series(decision.series_instance_uid) if job.rule_digest == decision.rule_digest]
+    of_series = [job for job in jobs.of_series(decision.series_instance_uid) if job.content_digest]
+    same = [job for job in of_series if job.rule_digest == decision.rule_digest]
     return [job for job in same if job.state == "delivered" or any(d.state == "delivered" for d in job.deliveries)]
 
 

@@ -54,6 +54,7 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         (RULE + 'expect = "all"', "rules[0].expect", "find, request"),
         (RULE + "expect = 3", "rules[0].expect", "str"),
         (RULE + 'late = "never"', "rules[0].late", "supersede, keep"),
+        (RULE + 'late = "keep"\niocm = true', "rules[0].iocm", "nothing is replaced"),
         (RULE + 'expect = "find"', "rules[0].ask", "the name of the destination"),
         (RULE + 'ask = "archive"', "rules[0].ask", 'expect = "find"'),
         (RULE + 'expect = "find"\nask = "archive"', "rules[0].ask", "there are no [[destinations]]"),

@@ -302,6 +302,28 @@ def test_late_images_supersede_the_result(tmp_path: Path, archive: Server, phant
         assert [f for f in check_attributes(seg) if f.severity == "error"] == []
 
 
+@pytest.mark.parametrize("by", ["STOW", "C-STORE"])
+def test_replaced_result_is_rejected(tmp_path: Path, archive_of_any_class: Server, phantom: Phantom, by: str) -> None:
+    """With iocm = true Orthanc is sent a rejection note of the SEG that was replaced, as a job of its own."""
+    archive, files = archive_of_any_class, own_series(phantom, tmp_path / "ct")
+    to = late_tables(archive, "iocm = true").replace(archive.dicomweb, {"STOW": archive.dicomweb, "C-STORE": archive.dimse}[by])
+    with segnode(tmp_path / "node", to) as node:
+        for number, some in enumerate((files[:20], files[20:]), start=1):
+            list(send_files(some, address(node), "TEST"))
+            await_jobs(node_config(node), number)
+        (old, new, rejection) = await_jobs(node_config(node), 3)
+    assert (rejection.state, rejection.error) == ("delivered", "")
+    assert rejection.note == f"rejection note for {old.sop_instance_uid}, which job {new.id} replaces"
+    (note,) = fetch(DICOMwebClient(archive.dicomweb), rejection.sop_instance_uid)
+    (seg,) = fetch(DICOMwebClient(archive.dicomweb), new.sop_instance_uid)
+    (evidence,) = note.CurrentRequestedProcedureEvidenceSequence
+    (series,) = evidence.ReferencedSeriesSequence
+    (rejected,) = series.ReferencedSOPSequence
+    assert (evidence.StudyInstanceUID, series.SeriesInstanceUID) == (seg.StudyInstanceUID, seg.SeriesInstanceUID)
+    assert rejected.ReferencedSOPInstanceUID == old.sop_instance_uid
+    assert (note.PatientID, note.StudyInstanceUID) == (seg.PatientID, seg.StudyInstanceUID)
+
+
 def test_first_result_is_kept(tmp_path: Path, archive: Server, phantom: Phantom) -> None:
     """With late = "keep" late images make no second SEG, and the job says how many came."""
     files = own_series(phantom, tmp_path / "ct")
