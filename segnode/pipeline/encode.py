@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -63,8 +63,7 @@ class Encoder:
         algorithm = Algorithm(rule.model.name, rule.model.version, rule.model.family)
         identity = Identity(
             sop_instance_uid=sop_instance_uid,
-            # Of all results of a rule and a series: one that replaces another is in the series of that.
-            series_instance_uid=derived_uid("series", job.series_instance_uid, rule.digest),
+            series_instance_uid=self._series_uid(job, rule, replaced),
             series_description=f"Segmentation by {rule.model.name}",
             created=datetime.fromtimestamp(job.created_at, UTC),
             series_created=datetime.fromtimestamp((*earlier, job)[0].created_at, UTC),
@@ -77,6 +76,11 @@ class Encoder:
         labelmap = self.labelmaps.load(job.id)
         form = FORMS[rule.first_form]
         return write_labelmap(labelmap, slices.affine, slices.images, rule.dictionary, algorithm, identity, form)
+
+    def _series_uid(self, job: Job, rule: Rule, replaced: Sequence[Job]) -> str:
+        """One for all results of a rule and a series; what an earlier version made is in another, and its successors too."""
+        held = self.receiver.index.find(replaced[-1].sop_instance_uid) if replaced else None
+        return held.series_instance_uid if held else derived_uid("series", job.series_instance_uid, rule.digest)
 
     def _replaced_by(self, job: Job) -> list[Job]:
         """The jobs whose results this one's takes the place of, oldest first: of fewer images, and somebody has them.

@@ -79,7 +79,7 @@ class Sweep:
             self.ask(peer, series)
         if answer is None or answer.asked_at < series.last_received_at:
             return False
-        return 0 < answer.instances <= len(self.index.images(series.series_instance_uid))
+        return 0 < answer.instances <= self.index.count_images(series.series_instance_uid)
 
     def _decide(self, decision: Decision, rule: Rule, images: Sequence[Instance]) -> None:
         """Commit a decision, unless there is a result already that the rule keeps."""

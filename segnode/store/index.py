@@ -232,6 +232,12 @@ class Index:
         found = self._instances(and_(_instance.c.SeriesInstanceUID == series, _instance.c.origin == "received"))
         return sorted(found, key=lambda instance: instance.sop_instance_uid)
 
+    def count_images(self, series: str) -> int:
+        """How many objects of a series were received."""
+        query = select(func.count()).where(_instance.c.SeriesInstanceUID == series, _received())
+        with self._reader.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def add_sending(self, association: OpenAssociation, series: str) -> None:
         """Say that an open association brings images of a series; also when they are all held already."""
         mine = and_(_sending.c.association == association.name, _sending.c.SeriesInstanceUID == series)

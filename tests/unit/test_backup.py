@@ -24,6 +24,7 @@ from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.snapshot import Held
 from segnode.testing.part10 import encode_part10
+from tests.unit.test_sweep import ask_nobody
 from tests.wire.test_disk_full import fill, small_disk
 from tests.wire.test_storage import small
 
@@ -63,7 +64,7 @@ class Node:
     def sweep(self, *rules: Rule) -> list[Job]:
         """Sweep now, as a worker that has these rules; all jobs after that."""
         first_loaded = self.store.jobs.load_rules(documents(rules), self.now)
-        Sweep(self.store.index, self.store.jobs, rules, first_loaded, lambda: self.now).decide()
+        Sweep(self.store.index, self.store.jobs, rules, first_loaded, ask_nobody, lambda: self.now).decide()
         return self.store.jobs.all()
 
 
