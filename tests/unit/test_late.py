@@ -126,6 +126,18 @@ def test_what_nobody_has_is_not_replaced(node: Node) -> None:
     assert (second.InstanceNumber, replaced_by(second)) == (2, [])
 
 
+def test_rejection_note_is_no_result(node: Node) -> None:
+    """A note that was delivered is neither counted nor replaced."""
+    node.receive(8)
+    first = node.make()
+    (job,) = node.jobs.all()
+    node.jobs.owe_note("note", job, job, "2.25.5", ["archive"], node.now)
+    node.jobs.delivered(node.jobs.delivery("note", "archive"), "", "stored", node.now)
+    node.receive(8)
+    second = node.make()
+    assert (second.InstanceNumber, replaced_by(second)) == (2, [first.SOPInstanceUID])
+
+
 def test_result_of_an_earlier_version_is_replaced_in_its_series(node: Node) -> None:
     """What was made when series UIDs were derived in another way keeps its series, and what replaces it is there too."""
     node.receive(8)

@@ -227,6 +227,16 @@ def test_what_brought_the_newest_image_counts(node: Node) -> None:
     assert len(node.sweep(REQUEST)) == 1
 
 
+def test_good_end_is_over_when_another_brings_more(node: Node) -> None:
+    """After one that ended well, what another brought that was killed waits until the series is quiet."""
+    node.sweep(REQUEST)
+    node.bring(ONE, "1.1")
+    node.index.close_association(ONE, well=True)
+    node.bring(OTHER, "1.5")
+    node.index.close_associations([])
+    assert node.sweep(REQUEST) == []
+
+
 def test_sender_that_starts_over_makes_it_whole(node: Node) -> None:
     """An association that broke off is followed by one that sends the same again: its end is that of the series."""
     node.sweep(REQUEST)
