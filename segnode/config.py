@@ -161,12 +161,16 @@ class WebhookConfig(_Table, frozen=True):
 
 
 class RuleConfig(_Table, frozen=True):
-    """`[[rules]]`: which series go to which model, and where the result goes."""
+    """`[[rules]]`: which series go to which model, where the result goes, when a series is complete, and what comes late."""
 
     when: dict[str, When]
     model: str
     send_to: tuple[str, ...] = ()
     quiet: _Seconds = 60.0
+    expect: Literal["find", "request"] | None = None
+    ask: str | None = None
+    late: Literal["supersede", "keep"] = "supersede"
+    iocm: bool = False
     laterality: Laterality = "hold"
     allow_tilt: bool = False
 
@@ -338,8 +342,9 @@ def _table_in(kind: Any) -> type[_Table] | None:
 
 def _require_allowed_words(value: Any, kind: Any, path: str) -> None:
     """Where the type is a word or a list of words: msgspec says which word is wrong, but not which are right."""
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise ConfigError(f"{path}: {value!r} is not known; allowed: {', '.join(get_args(kind))}")
+    words = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
+    if get_origin(kind) is not tuple and words is not None and isinstance(value, str) and value not in get_args(words):
+        raise ConfigError(f"{path}: {value!r} is not known; allowed: {', '.join(get_args(words))}")
     if get_origin(kind) is tuple and isinstance(value, list):
         for index, item in enumerate(value):
             _require_allowed_words(item, get_args(kind)[0], f"{path}[{index}]")
@@ -414,6 +419,15 @@ def _require_rule(rule: RuleConfig, config: Config, path: str) -> None:
             allowed = ", ".join(destinations) or "none, there are no [[destinations]]"
             raise ConfigError(f"{path}.send_to[{index}]: there is no destination {name!r}; allowed: {allowed}")
     _require_unique(rule.send_to, f"{path}.send_to")
+    if rule.iocm and rule.late == "keep":
+        raise ConfigError(f'{path}.iocm: with late = "keep" nothing is replaced, so there is nothing to reject')
+    if rule.ask is None and rule.expect == "find":
+        raise ConfigError(f'{path}.ask: expect = "find" needs the name of the destination that is asked')
+    if rule.ask is not None and rule.expect != "find":
+        raise ConfigError(f'{path}.ask: nobody is asked without expect = "find"')
+    if rule.ask is not None and rule.ask not in destinations:
+        allowed = ", ".join(destinations) or "none, there are no [[destinations]]"
+        raise ConfigError(f"{path}.ask: there is no destination {rule.ask!r}; allowed: {allowed}")
 
 
 def _require_unique(names: typing.Sequence[str], path: str) -> None:

@@ -25,6 +25,7 @@ SegnodeError
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── BackupFailed             a backup that could not be made, or brought back
 ├── JobEnded                 a job that has ended, where one that goes on is needed, or the other way round
+├── FindFailed               a peer that did not say what it has of a series
 └── DeliveryFailed           a destination did not take an object
     ├── FormRefused          it will not take this form; another may do
     ├── AlreadyThere         it says that it holds an object of that UID, which remains to be seen
@@ -145,6 +146,10 @@ class BackupFailed(SegnodeError):
 
 class JobEnded(SegnodeError):
     """A job that has ended where one that goes on is needed, or the other way round."""
+
+
+class FindFailed(SegnodeError):
+    """A peer that did not say what it has of a series."""
 
 
 class DeliveryFailed(SegnodeError):

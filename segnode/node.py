@@ -31,7 +31,7 @@ from segnode.config import (
     read_config,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
-from segnode.pipeline.ports import Destination
+from segnode.pipeline.ports import Catalogue, Destination
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from segnode.models.process import ModelProcess
     from segnode.pipeline.dispatch import Dispatch
     from segnode.pipeline.notify import Notifier
+    from segnode.pipeline.reject import Rejecter
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
 
@@ -157,6 +158,22 @@ def destination(config: DestinationConfig, calling_ae: str) -> Destination:
     return DimseDestination(parse_dimse_address(config.to, config.name), calling_ae)
 
 
+def catalogues(config: Config) -> Mapping[str, Catalogue]:
+    """An adapter for each destination that a rule asks what it has of a series."""
+    asked = {rule.ask for rule in config.rules}
+    return {d.name: _catalogue(d, config.node.ae_title) for d in config.destinations if d.name in asked}
+
+
+def _catalogue(config: DestinationConfig, calling_ae: str) -> Catalogue:
+    if is_http(config.to):
+        from segnode.dicomweb.find import DicomWebCatalogue
+
+        return DicomWebCatalogue(config.to)
+    from segnode.dimse.find import DimseCatalogue
+
+    return DimseCatalogue(parse_dimse_address(config.to, config.name), calling_ae)
+
+
 def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
     from segnode.dimse.scp import start_scp
     from segnode.pipeline.tidy import ABANDONED_S
@@ -175,6 +192,7 @@ def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket
 
 
 def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherited, ready: Callable[[], None]) -> None:
+    from segnode.pipeline.associations import Associations
     from segnode.web.app import create_app
     from segnode.web.server import serve_http
 
@@ -184,8 +202,10 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
             store.measures.add(receiver.meter)
         os._exit(0)
 
-    _start_heart(store, receiver.meter, lease, lambda: 0)
-    application = create_app(receiver, store.jobs, store.leases, store.measures, lambda: resolve_rules(inherited.config))
+    requests = Associations(store.index, lease)
+    _start_heart(store, receiver.meter, lease, lambda: 0, requests.close_ended)
+    rules = lambda: resolve_rules(inherited.config)  # noqa: E731
+    application = create_app(receiver, requests, store.jobs, store.leases, store.measures, rules)
     serve_http(application, inherited.listening(), ready, give_up)
     store.measures.add(receiver.meter)
 
@@ -197,6 +217,7 @@ class _Wiring:
     stages: "Stages"
     sweep: "Sweep"
     dispatch: "Dispatch"
+    rejecter: "Rejecter"
     notifiers: Sequence["Notifier"]
     models: Mapping[tuple[str, str], "ModelProcess"]
 
@@ -235,6 +256,8 @@ class _Worker:
                 wiring.sweep.decide()
                 wiring.dispatch.give_up(time.time())
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
+            with _going_on("rejecting broke"):
+                wiring.rejecter.owe_notes()
             self._notify(wiring.notifiers)
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
@@ -247,7 +270,9 @@ class _Worker:
         from segnode.pipeline.deliver import Deliverer
         from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
+        from segnode.pipeline.find import Finder
         from segnode.pipeline.infer import Inferrer, Labelmaps
+        from segnode.pipeline.reject import Rejecter
         from segnode.pipeline.sweep import Sweep
         from segnode.pipeline.workflows import Stages
 
@@ -268,8 +293,10 @@ class _Worker:
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
-        sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, time.time)
-        return _Wiring(stages, sweep, dispatch, self._notifiers(config), models)
+        finder = Finder(catalogues(config), store.index, time.time)
+        sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, finder.ask, time.time)
+        rejecter = Rejecter(receiver, store.jobs, time.time)
+        return _Wiring(stages, sweep, dispatch, rejecter, self._notifiers(config), models)
 
     def _notifiers(self, config: Config) -> Sequence["Notifier"]:
         """What tells the webhooks. Raises ConfigError where a secret cannot be read."""
@@ -350,14 +377,17 @@ def _tell_all(notifier: "Notifier") -> None:
         notifier.tell_all()
 
 
-def _start_heart(store: Store, meter: Meter, lease: Lease, associations: Callable[[], int]) -> None:
-    """Say every few seconds that this process is alive, and what it has counted."""
+def _start_heart(
+    store: Store, meter: Meter, lease: Lease, associations: Callable[[], int], close_ended: Callable[[], None] = lambda: None
+) -> None:
+    """Say every few seconds that this process is alive, what it has counted, and what has ended and could not be said."""
 
     def beat() -> None:
         while True:
             with _going_on("heartbeat missed"):
                 store.leases.beat(lease, associations(), time.time())
                 store.measures.add(meter)
+                close_ended()
             time.sleep(HEARTBEAT_S)
 
     threading.Thread(target=beat, name="heart", daemon=True).start()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from itertools import chain
 from ssl import SSLContext
 from typing import Any, Final
@@ -13,6 +14,7 @@ from uuid import uuid4
 import httpx
 
 from segnode.config import FormName
+from segnode.dicom.header import read_header
 from segnode.dicom.status import meaning_of, require_stored
 from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
 from segnode.pipeline.ports import Encoded
@@ -53,19 +55,30 @@ class StowDestination:
 
     def store(self, encoded: Encoded) -> str:
         """Send by STOW-RS; see the port Door."""
+        return self._post(encoded.part10, encoded.sop_instance_uid)
+
+    def send_as_is(self, part10: bytes) -> str:
+        """Post the object; see the port Destination."""
+        try:
+            return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+        except AlreadyThere as there:
+            return str(there)
+        except FormRefused as refusal:
+            raise DeliveryRefused(f"{self.root} refuses the object: {refusal}") from refusal
+
+    def _post(self, part10: bytes, sop_instance_uid: str) -> str:
         boundary = uuid4().hex
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
         }
-        part10 = encoded.part10
         # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
         headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
         body = chain([head], _blocks(part10), [tail])
         response = self._request("POST", "/studies", headers, body)
-        return stored_answer(response, encoded.sop_instance_uid)
+        return stored_answer(response, sop_instance_uid)
 
     def held(self, encoded: Encoded) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.

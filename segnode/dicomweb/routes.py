@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 from segnode.dicomweb import qido, wado
 from segnode.dicomweb.stow import StoreRequest, boundary_of
 from segnode.errors import NotFound
+from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Level, Sender
 
@@ -27,6 +28,7 @@ class DicomWeb:
     """The resources under one root, on one store."""
 
     receiver: Receiver
+    associations: Associations
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
@@ -51,7 +53,7 @@ class DicomWeb:
             reason = 'the body must be multipart/related; type="application/dicom"'
             return Response(reason, 415, media_type="text/plain")
         sender = Sender(host=request.client.host if request.client else "")
-        store = StoreRequest(self.receiver, boundary, request.path_params.get("study"), sender)
+        store = StoreRequest(self.receiver, self.associations, boundary, request.path_params.get("study"), sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
                 async for block in _blocks(request):

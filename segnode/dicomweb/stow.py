@@ -11,6 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
 from segnode.errors import BadRequest, Refusal
+from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Sender
 from segnode.store.objects import Spool
@@ -87,15 +88,23 @@ def boundary_of(content_type: str) -> str | None:
 
 
 class StoreRequest:
-    """The body of one request, fed in blocks; what was received by then stays received when the body breaks off."""
+    """The body of one request, fed in blocks; what was received by then stays received when the body breaks off.
 
-    def __init__(self, receiver: Receiver, boundary: str, study: str | None, sender: Sender) -> None:
+    Its series are not complete before it is closed.
+    """
+
+    def __init__(
+        self, receiver: Receiver, associations: Associations, boundary: str, study: str | None, sender: Sender
+    ) -> None:
         self._receiver = receiver
+        self._associations = associations
+        self._association = associations.begin()
         self._study = study
         self._sender = sender
         self._spool: Spool | None = None
         self._refusal: Refusal | None = None
         self._ended = False
+        self._went_well = False
         self._instances: list[Instance] = []
         self._refusals: list[Refusal] = []
         try:
@@ -116,10 +125,15 @@ class StoreRequest:
             raise BadRequest("the body ends before its last boundary")
         if not self._instances and not self._refusals:
             raise BadRequest("the message has no parts")
+        self._went_well = not self._refusals
         return Stored(self._instances, self._refusals)
 
     def close(self) -> None:
-        """Drop a part that is not complete."""
+        """Drop a part that is not complete; nothing more comes."""
+        self._drop()
+        self._associations.end(self._association, well=self._went_well)
+
+    def _drop(self) -> None:
         if self._spool is not None:
             self._spool.discard()
 
@@ -146,7 +160,7 @@ class StoreRequest:
             _log.warning("refused", reason=str(self._refusal))
             self._receiver.meter.refused(STATUS_OF[type(self._refusal)])
             self._refusals.append(self._refusal)
-        self.close()
+        self._drop()
 
     def _end(self) -> None:
         self._ended = True
@@ -156,7 +170,7 @@ class StoreRequest:
 
     def _receive(self, spool: Spool) -> None:
         spool.complete()
-        self._instances.append(self._receiver.receive(spool.path, self._study, sender=self._sender))
+        self._instances.append(self._receiver.receive(spool.path, self._study, self._association, self._sender))
 
     def _attempt(self, step: Callable[..., None], *arguments: Any) -> None:
         """A part that is refused ends with a failure item; the parts behind it go on."""

@@ -1,10 +1,9 @@
 """The Storage and Verification SCP: takes every storage SOP class in every transfer syntax, stored as received."""
 
-import itertools
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -14,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, A_RELEASE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
@@ -25,6 +24,7 @@ from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from segnode.dimse.switches import set_switches
 from segnode.errors import OutOfResources, Refusal
+from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import OpenAssociation, Sender
 from segnode.store.leases import Lease
@@ -100,10 +100,11 @@ def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> Sto
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), list(STORED_TRANSFER_SYNTAXES))
     ae.add_supported_context(Verification)
-    door = _Door(receiver, lease)
+    door = _Door(receiver, Associations(receiver.index, lease))
     handlers: list[Any] = [
         (evt.EVT_C_STORE, door.store),
         (evt.EVT_ESTABLISHED, door.begin),
+        (evt.EVT_ACSE_RECV, door.note_release),
         (evt.EVT_CONN_CLOSE, door.end),
     ]
     server = ae.make_server(listening.getsockname(), evt_handlers=handlers, server_class=_SharingServer, listening=listening)
@@ -156,39 +157,43 @@ class _Incoming:
 
 
 class _Door:
-    """Translates what associations bring into calls of the receiver; each association has a number in this process."""
+    """Translates what associations bring into calls of the receiver."""
 
-    def __init__(self, receiver: Receiver, lease: Lease) -> None:
+    def __init__(self, receiver: Receiver, associations: Associations) -> None:
         self._receiver = receiver
-        self._lease = lease
-        self._numbers = itertools.count(1)
+        self._associations = associations
         self._open: dict[Association, OpenAssociation] = {}
-        self._ended: set[OpenAssociation] = set()
+        self._released: set[Association] = set()
+        self._refused: set[Association] = set()
 
     def begin(self, event: Event) -> None:
         """An association is open."""
-        association = OpenAssociation(self._lease.id, next(self._numbers))
+        association = self._associations.begin()
         self._open[event.assoc] = association
         _log.info("association opened", association=association.name, calling_ae=event.assoc.requestor.ae_title)
+
+    def note_release(self, event: Event) -> None:
+        """The peer has said that it is done; it may close the connection before anything else is told of that."""
+        if isinstance(event.primitive, A_RELEASE):  # type: ignore[attr-defined]
+            self._released.add(event.assoc)
 
     def end(self, event: Event) -> None:
         """A connection is closed; what it sent waits for it no longer."""
         self._end(event.assoc)
-        with suppress(OutOfResources):  # it is said later then
-            self.close_ended()
 
     def close_ended(self) -> None:
         """Commit that the associations that have ended send no more. Raises OutOfResources."""
         for broken in [peer for peer in self._open.copy() if not peer.is_alive()]:  # without a word of it
             self._end(broken)
-        for association in self._ended.copy():
-            self._receiver.index.close_association(association)
-            self._ended.discard(association)
+        self._associations.close_ended()
 
     def _end(self, peer: Association) -> None:
         association = self._open.pop(peer, None)
+        well = peer in self._released and peer not in self._refused
+        self._released.discard(peer)
+        self._refused.discard(peer)
         if association is not None:
-            self._ended.add(association)
+            self._associations.end(association, well=well)
             _log.info("association closed", association=association.name)
 
     def store(self, event: Event) -> Dataset:
@@ -197,9 +202,11 @@ class _Door:
         with bound_contextvars(association=association.name if association else None):
             response = self._receive(event, association)
             if response.Status != SUCCESS:
+                self._refused.add(event.assoc)
                 self._receiver.meter.refused(response.Status)
         if association is not None and event.assoc not in self._open:  # its connection broke meanwhile
-            self._ended.add(association)
+            self._refused.discard(event.assoc)
+            self._associations.end(association, well=False)
         return response
 
     def _receive(self, event: Event, association: OpenAssociation | None) -> Dataset:

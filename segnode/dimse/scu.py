@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydicom import Dataset, dcmread
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
@@ -96,6 +96,20 @@ class DimseDestination:
         if _FIND not in accepted:
             return None
         raise CannotReadBack(f"{self.where} answers C-GET with status 0x{status:04X} and gives nothing")
+
+    def send_as_is(self, part10: bytes) -> str:
+        """Offer the object uncompressed, as every archive takes what it takes at all; see the port Destination."""
+        sop_class = read_header(BytesIO(part10)).sop_class_uid
+        kinds = {(sop_class, str(syntax)) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)}
+        with associate(self.address, self.calling_ae, kinds) as association:
+            if association.accepted_contexts:
+                try:
+                    return _store(association, part10)
+                except AlreadyThere as there:
+                    return str(there)
+                except FormRefused as refusal:
+                    raise DeliveryRefused(f"{self.address.ae_title} refuses {uid_name(sop_class)}: {refusal}") from refusal
+        raise DeliveryRefused(f"{self.address.ae_title} does not accept SOP class {uid_name(sop_class)}")
 
     @contextmanager
     def _asking(self, kinds: set[tuple[str, str]], gets: str, keep: Callable[[Event], int]) -> Iterator[Association]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Final, cast
 
 import structlog
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
 from segnode.errors import CannotConvert, DeliveryDeferred, DeliveryRefused, FormRefused, NotAVolume, UnreadablePixels
@@ -83,13 +84,11 @@ class Deliverer:
             missing = "the object" if held is None else "the destination"
             self._give_up(delivery, f"{missing} is no longer there")
             return
-        standing = self.standings.of(name)
-        remembered = self._remembered(standing)
-        tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
-        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
-        ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
         try:
-            sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
+            if held.sop_class_uid == KeyObjectSelectionDocumentStorage:
+                self._send_as_is(delivery, destination, held)
+            else:
+                self._send(delivery, destination, held)
         except DeliveryRefused as refusal:
             self.standings.answered(name, str(refusal), self.clock())
             self.jobs.refused(delivery, str(refusal), self.clock())
@@ -97,8 +96,23 @@ class Deliverer:
         except DeliveryDeferred as deferral:
             self.standings.failed(name, str(deferral), self.clock())
             self._defer(delivery, str(deferral))
-        else:
-            self._delivered(delivery, sent, standing, remembered)
+
+    def _send_as_is(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
+        answer = destination.send_as_is(self.objects.path(held.object_key).read_bytes())
+        self.standings.answered(delivery.destination, answer, self.clock())
+        self.jobs.delivered(delivery, Taken("", held.sop_instance_uid), answer, self.clock())
+        self._say(delivery, "delivered", sent=held.sop_instance_uid)
+
+    def _send(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
+        """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred."""
+        name = delivery.destination
+        standing = self.standings.of(name)
+        remembered = self._remembered(standing)
+        tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
+        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
+        ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
+        sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
+        self._delivered(delivery, sent, standing, remembered)
 
     def _delivered(self, delivery: Delivery, sent: Sent, standing: Standing, remembered: FormName | None) -> None:
         name, encoded, now = delivery.destination, sent.encoded, self.clock()

@@ -18,6 +18,7 @@ from segnode.pipeline.infer import Labelmaps
 from segnode.pipeline.placement import require_placed
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
+from segnode.pipeline.sweep import taken
 from segnode.seg.check import check_attributes
 from segnode.seg.forms import FORMS
 from segnode.seg.write import ENCODER_REVISION, Algorithm, Identity, write_labelmap
@@ -47,7 +48,7 @@ class Encoder:
             return
         self.jobs.enter(job.id, "encoding", self.clock())
         slices = self.assembler.slices(job, allow_tilt=rule.config.allow_tilt)
-        sop_instance_uid = _result_uid("instance", job, rule, slices)
+        sop_instance_uid = _instance_uid(job, rule, slices)
         if self.receiver.index.find(sop_instance_uid) is None:
             part10 = self.labelmaps.held(job.id) if job.is_released else None
             if part10 is None:
@@ -63,6 +64,8 @@ class Encoder:
                 spool.write(part10)
                 spool.complete()
                 self.receiver.hold_made(spool.path)
+        if rule.config.iocm:
+            self.jobs.replace(job.id, [other.id for other in self._replaced_by(job)])
         self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())
         self.labelmaps.delete(job.id)
 
@@ -73,12 +76,17 @@ class Encoder:
         self.labelmaps.delete_labels(job.id)
 
     def _write(self, job: Job, rule: Rule, slices: Slices, sop_instance_uid: str) -> bytes:
+        earlier = [other for other in self.jobs.of_series(job.series_instance_uid) if _is_earlier(other, job)]
+        replaced = self._replaced_by(job)
         algorithm = Algorithm(rule.model.name, rule.model.version, rule.model.family)
         identity = Identity(
             sop_instance_uid=sop_instance_uid,
-            series_instance_uid=_result_uid("series", job, rule, slices),
+            series_instance_uid=self._series_uid(job, rule, replaced),
             series_description=f"Segmentation by {rule.model.name}",
             created=datetime.fromtimestamp(job.created_at, UTC),
+            series_created=datetime.fromtimestamp((*earlier, job)[0].created_at, UTC),
+            instance_number=len(earlier) + 1,
+            replaces=replaced[-1].sop_instance_uid if replaced else "",
             device_serial_number=self.device_serial_number,
             software_version=version("segnode"),
             tracking_uids=self._tracking_uids(rule, slices.images[0]),
@@ -86,6 +94,19 @@ class Encoder:
         labelmap = self.labelmaps.load(job.id)
         form = FORMS[rule.first_form]
         return write_labelmap(labelmap, slices.affine, slices.images, rule.dictionary, algorithm, identity, form)
+
+    def _series_uid(self, job: Job, rule: Rule, replaced: Sequence[Job]) -> str:
+        """One for all results of a rule and a series; what an earlier version made is in another, and its successors too."""
+        held = self.receiver.index.find(replaced[-1].sop_instance_uid) if replaced else None
+        return held.series_instance_uid if held else derived_uid("series", job.series_instance_uid, rule.digest)
+
+    def _replaced_by(self, job: Job) -> list[Job]:
+        """The jobs whose results this one's takes the place of, oldest first: of fewer images, and somebody has them.
+
+        Where the images that it was made of are gone, as retention says, nothing is replaced: this one is not of them all.
+        """
+        came_first = min(image.received_at for image in self.assembler.index.images(job.series_instance_uid))
+        return [other for other in taken(self.jobs, job) if _is_earlier(other, job) and other.created_at >= came_first]
 
     def _tracking_uids(self, rule: Rule, image: Dataset) -> Mapping[int, str]:
         """The same for a structure of a patient in every result of a model."""
@@ -106,6 +127,12 @@ def _require_sound(part10: bytes) -> None:
         raise BadSegmentation(f"the SEG of this job breaks the standard and is not kept: {'; '.join(wrong[:3])}{more}")
 
 
-def _result_uid(kind: str, job: Job, rule: Rule, slices: Slices) -> str:
+def _is_earlier(other: Job, job: Job) -> bool:
+    """Whether a job of the same series and rule has a result that is older than the other's."""
+    of_same_rule = other.rule_digest == job.rule_digest and other.content_digest != ""
+    return of_same_rule and other.id != job.id and other.sop_instance_uid != "" and other.created_at <= job.created_at
+
+
+def _instance_uid(job: Job, rule: Rule, slices: Slices) -> str:
     images = sorted(str(image.SOPInstanceUID) for image in slices.images)
-    return derived_uid(kind, job.series_instance_uid, images, rule.digest, ENCODER_REVISION)
+    return derived_uid("instance", job.series_instance_uid, images, rule.digest, ENCODER_REVISION)

@@ -1,4 +1,4 @@
-"""What the pipeline asks of the outside: models and destinations."""
+"""What the pipeline asks of the outside: models, destinations, and what peers have of a series."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -85,4 +85,16 @@ class Destination(Protocol):
         Raises CannotAsk when it does not say, CannotReadBack when it holds it and does not give it out; DeliveryDeferred
         when it cannot do either now.
         """
+        ...
+
+    def send_as_is(self, part10: bytes) -> str:
+        """Send an object that is no SEG, uncompressed; what was answered. Raises DeliveryRefused, DeliveryDeferred."""
+        ...
+
+
+class Catalogue(Protocol):
+    """A peer that can be asked what it has."""
+
+    def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
+        """How many instances of a series it has; 0 when it does not know the series. Raises FindFailed."""
         ...

@@ -74,7 +74,11 @@ class Receiver:
         sender: Sender | None = None,
     ) -> Instance:
         digest = data_set_digest(path, header)
-        held = self.index.find(header.sop_instance_uid) or self._keep(path, header, digest, origin, association, sender)
+        held = self.index.find(header.sop_instance_uid)
+        if held is None:
+            held = self._keep(path, header, digest, origin, association, sender)
+        elif association is not None:
+            self.index.add_sending(association, held.series_instance_uid)
         if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held

@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from segnode.dicom.uids import derived_digest
 from segnode.pipeline.rules import Rule, SeriesValues, series_values
-from segnode.store.index import Index, QuietSeries
-from segnode.store.jobs import Decision, Jobs
+from segnode.store.index import Index, Instance, QuietSeries
+from segnode.store.jobs import Decision, Job, Jobs
+
+_log = structlog.get_logger()
+
+# How long an answer to what a peer has of a series counts, before it is asked again.
+_ASK_AGAIN_S: Final = 10.0
+_CAME_LATE: Final = "came late and are not in this result"
 
 # The values of these attributes in the images of a series, as these were at a time.
 ImageValues = Callable[[str, frozenset[str], float], SeriesValues]
@@ -14,9 +23,10 @@ ImageValues = Callable[[str, frozenset[str], float], SeriesValues]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Decides on series that have been quiet for long enough; a repeat decides nothing new.
+    """Decides on series that are complete; a repeat decides nothing new.
 
-    `image_values` reads attributes of the images of a series as they are at a time.
+    `image_values` reads attributes of the images of a series as they are at a time. `ask` has a peer asked what it has of a
+    series; it returns at once, and the answer is a row.
     """
 
     index: Index
@@ -24,6 +34,7 @@ class Sweep:
     rules: Sequence[Rule]
     first_loaded: Mapping[str, float]
     image_values: ImageValues
+    ask: Callable[[str, QuietSeries], None]
     clock: Callable[[], float]
 
     def decide(self) -> None:
@@ -42,8 +53,7 @@ class Sweep:
             for rule in self.rules
             if self.first_loaded[rule.digest] <= series.last_received_at and not rule.unsatisfied(values)
         ]
-        quiet_for = self.clock() - series.last_received_at
-        complete = [rule for rule in selecting if quiet_for >= rule.config.quiet and not series.is_being_sent]
+        complete = [rule for rule in selecting if self._is_complete(series, rule)]
         due = [rule for rule in complete if self._images_satisfy(rule, series)]
         unsent = self.jobs.unsent(series.series_instance_uid)
         if due or unsent:
@@ -55,9 +65,44 @@ class Sweep:
             if any(image.received_at > series.last_received_at for image in images):
                 return  # it came while this was looked at
             for rule in due:
-                self.jobs.decide(decision_of(series.series_instance_uid, content, rule), self.clock())
+                self._decide(decision_of(series.series_instance_uid, content, rule), rule, images)
         if len(complete) == len(selecting):
             self.index.set_considered(series)
+
+    def _is_complete(self, series: QuietSeries, rule: Rule) -> bool:
+        """Whether nothing brings the series any more, and what the rule waits for has come, or `quiet` is over."""
+        if series.is_being_sent:
+            return False
+        if self.clock() - series.last_received_at >= rule.config.quiet:
+            return True
+        if rule.config.ask is not None:
+            return self._has_all(series, rule.config.ask)
+        return rule.config.expect == "request" and series.came_well
+
+    def _has_all(self, series: QuietSeries, peer: str) -> bool:
+        """Whether as much is held as a peer has; one that has nothing, or does not say, is no evidence."""
+        answer = self.index.answer(series.series_instance_uid, peer)
+        if answer is None or self.clock() - answer.asked_at >= _ASK_AGAIN_S:
+            self.ask(peer, series)
+        if answer is None or answer.asked_at < series.last_received_at:
+            return False
+        return 0 < answer.instances <= self.index.count_images(series.series_instance_uid)
+
+    def _decide(self, decision: Decision, rule: Rule, images: Sequence[Instance]) -> None:
+        """Commit a decision, unless there is a result already that the rule keeps."""
+        kept = taken(self.jobs, decision) if rule.config.late == "keep" else []
+        if not kept or any(job.id == decision.id for job in kept):
+            self.jobs.decide(decision, self.clock())
+        else:
+            self._note_late(kept[-1], images)
+
+    def _note_late(self, job: Job, images: Sequence[Instance]) -> None:
+        number = sum(image.received_at > job.created_at for image in images)
+        others = [part for part in job.note.split("; ") if part and _CAME_LATE not in part]
+        note = "; ".join([*others, f"{number} image(s) {_CAME_LATE}, which the rule keeps"])
+        if note != job.note:
+            self.jobs.note(job.id, note)
+            _log.info("images came late: the result is kept", job=job.id, images=number)
 
     def _images_satisfy(self, rule: Rule, series: QuietSeries) -> bool:
         keywords = rule.image_keywords
@@ -70,6 +115,13 @@ def decision_of(series: str, content: str, rule: Rule) -> Decision:
     """What a rule decides of a series with that content: always the same job."""
     job_id = derived_digest("job", series, content, rule.digest)[:32]
     return Decision(job_id, series, content, rule.digest, rule.model.name, rule.model.version)
+
+
+def taken(jobs: Jobs, decision: Decision | Job) -> list[Job]:
+    """The jobs of the same rule and series whose result somebody has, oldest first."""
+    of_series = [job for job in jobs.of_series(decision.series_instance_uid) if job.content_digest]
+    same = [job for job in of_series if job.rule_digest == decision.rule_digest]
+    return [job for job in same if job.state == "delivered" or any(d.state == "delivered" for d in job.deliveries)]
 
 
 def content_digest(sop_instance_uids: Iterable[str]) -> str:

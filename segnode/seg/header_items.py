@@ -46,11 +46,13 @@ def dimension_item(organization_uid: str, keyword: str, group: str, label: str) 
     return item
 
 
-def set_creation(header: Dataset, created: datetime, source: Dataset) -> None:
-    """Say when instance, series and content were created, in the zone of the source's dates and times."""
+def set_creation(header: Dataset, created: datetime, source: Dataset, series_created: datetime | None = None) -> None:
+    """Say when instance, content and series, which may be older, were created, in the zone of the source's dates and times."""
     local = created.astimezone(_zone_of(source))
-    header.InstanceCreationDate = header.ContentDate = header.SeriesDate = local.strftime("%Y%m%d")
-    header.InstanceCreationTime = header.ContentTime = header.SeriesTime = local.strftime("%H%M%S.%f")
+    series = (series_created or created).astimezone(_zone_of(source))
+    header.InstanceCreationDate = header.ContentDate = local.strftime("%Y%m%d")
+    header.InstanceCreationTime = header.ContentTime = local.strftime("%H%M%S.%f")
+    header.SeriesDate, header.SeriesTime = series.strftime("%Y%m%d"), series.strftime("%H%M%S.%f")
 
 
 def following_series_number(source: Dataset) -> int:

@@ -6,8 +6,10 @@ from itertools import islice
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
+    Boolean,
     Column,
     ColumnElement,
+    Connection,
     Delete,
     Engine,
     Float,
@@ -25,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import Index as DatabaseIndex
-from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy.dialects.sqlite import insert
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SENDER_KEYS, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.header import Header
@@ -87,6 +89,23 @@ _sender = Table(
     Column("SeriesInstanceUID", String, primary_key=True),
     *(Column(key, String, primary_key=True) for key in SENDER_KEYS),
 )
+# What brought the newest image of a series, and whether that has ended as it should.
+_bringer = Table(
+    "bringer",
+    _metadata,
+    Column("SeriesInstanceUID", String, primary_key=True),
+    Column("association", String, nullable=False, index=True),
+    Column("ended_well", Boolean, nullable=False, default=False),
+)
+# What peers have of series that are not complete yet.
+_answer = Table(
+    "answer",
+    _metadata,
+    Column("SeriesInstanceUID", String, primary_key=True),
+    Column("peer", String, primary_key=True),
+    Column("instances", Integer, nullable=False),
+    Column("asked_at", Float, nullable=False),
+)
 _doomed = Table("doomed", _metadata, Column("object_key", String, primary_key=True))
 DatabaseIndex(
     "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
@@ -112,7 +131,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class OpenAssociation:
-    """An association that brings objects: the number it has in the process that holds the lease."""
+    """An association, or a STOW request, that brings objects: the number it has in the process that holds the lease."""
 
     lease_id: str
     number: int
@@ -134,12 +153,26 @@ class Sender:
 
 @dataclass(frozen=True)
 class QuietSeries:
-    """A series that no rule has been asked about since its last image came; `is_being_sent` by an open association."""
+    """A series that no rule has been asked about since its last image came.
 
+    `is_being_sent` by an association or a STOW request that is open; `came_well` when the one that brought its newest
+    image has ended as it should: all of its objects were taken, and it did not break off.
+    """
+
+    study_instance_uid: str
     series_instance_uid: str
     last_received_at: float
     attributes: Mapping[str, str]
     is_being_sent: bool
+    came_well: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How many instances of a series a peer had when it was asked; 0 also when it did not say."""
+
+    instances: int
+    asked_at: float
 
 
 class Index:
@@ -194,7 +227,7 @@ class Index:
                 if origin == "received":
                     connection.execute(_touch(header.series_instance_uid, now))
             if association is not None:
-                connection.execute(_is_sending(association, header.series_instance_uid))
+                _note_sending(connection, association, header.series_instance_uid)
             if sender is not None:
                 sent = {"SeriesInstanceUID": header.series_instance_uid, **asdict(sender)}
                 connection.execute(insert(_sender).values(sent).on_conflict_do_nothing())
@@ -218,13 +251,33 @@ class Index:
         found = self._instances(and_(_instance.c.SeriesInstanceUID == series, _instance.c.origin == "received"))
         return sorted(found, key=lambda instance: instance.sop_instance_uid)
 
-    def close_association(self, association: OpenAssociation) -> None:
-        """Say that an association sends no more."""
-        self._close(_sending.c.association == association.name)
+    def count_images(self, series: str) -> int:
+        """How many objects of a series were received."""
+        query = select(func.count()).where(_instance.c.SeriesInstanceUID == series, _received())
+        with self._reader.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def add_sending(self, association: OpenAssociation, series: str) -> None:
+        """Say that an open association brings images of a series; also when they are all held already."""
+        mine = and_(_sending.c.association == association.name, _sending.c.SeriesInstanceUID == series)
+        if not self._is_any_open(mine):
+            with self._writer.begin() as connection:
+                _note_sending(connection, association, series)
+
+    def close_association(self, association: OpenAssociation, *, well: bool) -> None:
+        """Say that an association sends no more; `well` when it did not break off and all it brought was taken."""
+        mine = _sending.c.association == association.name
+        if self._is_any_open(mine):  # most have sent nothing, and need not wait for the write lock
+            with self._writer.begin() as connection:
+                connection.execute(_sending.delete().where(mine))
+                ended = _bringer.update().where(_bringer.c.association == association.name)
+                connection.execute(ended.values(ended_well=well))
 
     def close_associations(self, living: Iterable[Lease]) -> None:
-        """Say so of every association that was open in a process which is no longer alive."""
-        self._close(_sending.c.lease_id.not_in(lease_ids(living)))
+        """Say of every association that was open in a process which is no longer alive that it sends no more."""
+        dead = _sending.c.lease_id.not_in(lease_ids(living))
+        if self._is_any_open(dead):
+            self._delete(_sending.delete().where(dead))
 
     def series(self, uid: str) -> Mapping[str, str]:
         """The attributes of a series and its study; none when it is not held."""
@@ -242,17 +295,21 @@ class Index:
     def quiet_series(self) -> list[QuietSeries]:
         """Every series that no rule has been asked about since its last image came."""
         sent = exists().where(_sending.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
-        query = select(_series, sent.label("is_being_sent"), *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
+        well = exists().where(_bringer.c.SeriesInstanceUID == _series.c.SeriesInstanceUID, _bringer.c.ended_well)
+        sending = (sent.label("is_being_sent"), well.label("came_well"))
+        query = select(_series, *sending, *_columns(_study, STUDY_ATTRIBUTES)).join(_study)
         query = query.where(_series.c.considered_at < _series.c.last_received_at)
         with self._reader.connect() as connection:
             rows = connection.execute(query).mappings().all()
         keywords = (*STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES)
         return [
             QuietSeries(
+                row["StudyInstanceUID"],
                 row["SeriesInstanceUID"],
                 row["last_received_at"],
                 {k: row[k] for k in keywords if row[k]},
                 bool(row["is_being_sent"]),
+                bool(row["came_well"]),
             )
             for row in rows
         ]
@@ -262,6 +319,20 @@ class Index:
         update = _series.update().where(_series.c.SeriesInstanceUID == series.series_instance_uid)
         with self._writer.begin() as connection:
             connection.execute(update.values(considered_at=series.last_received_at))
+            connection.execute(_answer.delete().where(_answer.c.SeriesInstanceUID == series.series_instance_uid))
+
+    def answer(self, series: str, peer: str) -> Answer | None:
+        """What a peer has of a series, where it was asked."""
+        query = select(_answer).where(_answer.c.SeriesInstanceUID == series, _answer.c.peer == peer)
+        with self._reader.connect() as connection:
+            row = connection.execute(query).first()
+        return Answer(row.instances, row.asked_at) if row else None
+
+    def set_answer(self, series: str, peer: str, answer: Answer) -> None:
+        """Say what a peer has of a series; it replaces what it had before."""
+        row = insert(_answer).values(SeriesInstanceUID=series, peer=peer, **vars(answer))
+        with self._writer.begin() as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["SeriesInstanceUID", "peer"], set_=vars(answer)))
 
     def rowless(self, object_keys: Iterable[str]) -> set[str]:
         """Those of some keys that no object has."""
@@ -334,11 +405,9 @@ class Index:
             "NumberOfStudyRelatedInstances": instances,
         }
 
-    def _close(self, asked: ColumnElement[bool]) -> None:
+    def _is_any_open(self, asked: ColumnElement[bool]) -> bool:
         with self._reader.connect() as connection:
-            found = connection.execute(select(_sending.c.association).where(asked)).first()
-        if found is not None:  # most have sent nothing, and need not wait for the write lock
-            self._delete(_sending.delete().where(asked))
+            return connection.execute(select(_sending.c.association).where(asked)).first() is not None
 
     def _doom(self, asked: ColumnElement[bool]) -> None:
         with self._writer.begin() as connection:
@@ -348,6 +417,8 @@ class Index:
             connection.execute(_series.delete().where(~held))
             kept = exists().where(_series.c.SeriesInstanceUID == _sender.c.SeriesInstanceUID)
             connection.execute(_sender.delete().where(~kept))
+            held = exists().where(_series.c.SeriesInstanceUID == _bringer.c.SeriesInstanceUID)
+            connection.execute(_bringer.delete().where(~held))
             held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
             connection.execute(_study.delete().where(~held))
 
@@ -376,9 +447,13 @@ def _row_of(sop_instance_uid: str) -> Select[Any]:
     return _instance_rows().where(_instance.c.SOPInstanceUID == sop_instance_uid)
 
 
-def _is_sending(association: OpenAssociation, series: str) -> Insert:
+def _note_sending(connection: Connection, association: OpenAssociation, series: str) -> None:
     row = {"association": association.name, "SeriesInstanceUID": series, "lease_id": association.lease_id}
-    return insert(_sending).values(row).on_conflict_do_nothing()
+    connection.execute(insert(_sending).values(row).on_conflict_do_nothing())
+    brings = insert(_bringer).values(SeriesInstanceUID=series, association=association.name, ended_well=False)
+    another = {"association": brings.excluded.association, "ended_well": False}
+    is_another = _bringer.c.association != brings.excluded.association
+    connection.execute(brings.on_conflict_do_update(index_elements=["SeriesInstanceUID"], set_=another, where=is_another))
 
 
 def _received() -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import (
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -83,6 +84,14 @@ _delivery = Table(
     Column("sent_sop_instance_uid", String, nullable=False, server_default=""),
     Column("segment_numbers", String, nullable=False, server_default=""),
 )
+# Which job's result takes the place of which other's, where that is to be rejected.
+_replacement = Table(
+    "replacement",
+    _metadata,
+    Column("job_id", ForeignKey("job.id"), primary_key=True),
+    Column("replaced_id", ForeignKey("job.id"), primary_key=True),
+    Column("settled", Boolean, nullable=False, default=False),
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Job:
-    """A decision as a person sees it: `attempt` counts its retries, `transitions` lists when it came into each state."""
+    """A decision as a person sees it: `attempt` counts its retries, `transitions` lists when it came into each state.
+
+    Without a content it is of no images: it is there for the deliveries of a rejection note.
+    """
 
     id: str
     series_instance_uid: str
@@ -223,16 +235,7 @@ class Jobs:
         with self._writer.begin() as connection:
             _require_going_on(connection, job_id)
             connection.execute(_job.update().where(_job.c.id == job_id).values(sop_instance_uid=sop_instance_uid))
-            for destination in destinations:
-                row = {
-                    "job_id": job_id,
-                    "destination": destination,
-                    "sop_instance_uid": sop_instance_uid,
-                    "state": "waiting",
-                    "next_attempt_at": now,
-                    "created_at": now,
-                }
-                connection.execute(insert(_delivery).values(row).on_conflict_do_nothing())
+            _owe(connection, job_id, sop_instance_uid, destinations, now)
             _settle(connection, job_id, now)
 
     def hold(self, job_id: str, reason: str, now: float) -> None:
@@ -283,7 +286,7 @@ class Jobs:
         """Jobs of a series that go on and of which no destination has anything yet: the content of each by its id."""
         delivered = exists().where(_delivery.c.job_id == _job.c.id, _delivery.c.state == "delivered")
         query = select(_job.c.id, _job.c.content_digest)
-        query = query.where(_job.c.series_instance_uid == series, _going_on(), ~delivered)
+        query = query.where(_job.c.series_instance_uid == series, _job.c.content_digest != "", _going_on(), ~delivered)
         with self._reader.connect() as connection:
             return {row.id: row.content_digest for row in connection.execute(query)}
 
@@ -299,6 +302,49 @@ class Jobs:
             tried = connection.execute(select(_delivery.c.tried).where(mine)).scalar_one().split()
             values = {"tried": " ".join(dict.fromkeys((*tried, form))), "unanswered": form}
             connection.execute(_delivery.update().where(mine).values(values))
+
+    def replace(self, job_id: str, replaced: Iterable[str]) -> None:
+        """The result of a job takes the place of those of others, which are to be rejected."""
+        with self._writer.begin() as connection:
+            for replaced_id in replaced:
+                row = insert(_replacement).values(job_id=job_id, replaced_id=replaced_id)
+                connection.execute(row.on_conflict_do_nothing())
+
+    def replacements(self) -> list[tuple[str, str]]:
+        """Jobs that every destination has taken the result of, each with one that it replaces and that is not rejected yet."""
+        query = select(_replacement.c.job_id, _replacement.c.replaced_id).join(_job, _job.c.id == _replacement.c.job_id)
+        query = query.where(~_replacement.c.settled, _job.c.state == "delivered")
+        with self._reader.connect() as connection:
+            return [(row.job_id, row.replaced_id) for row in connection.execute(query)]
+
+    def settle_replacement(self, job_id: str, replaced_id: str) -> None:
+        """Nothing more is to be done about a result that was replaced."""
+        with self._writer.begin() as connection:
+            _settle_replacement(connection, job_id, replaced_id)
+
+    def owe_note(
+        self, note_id: str, job: Job, replaced: Job, sop_instance_uid: str, destinations: Iterable[str], now: float
+    ) -> None:
+        """Owe a rejection note of a replaced result, as a job of its own; one that is owed already stays as it is."""
+        row = {
+            "id": note_id,
+            "series_instance_uid": replaced.series_instance_uid,
+            "content_digest": "",
+            "rule_digest": replaced.rule_digest,
+            "model": replaced.model,
+            "model_version": replaced.model_version,
+            "state": "delivering",
+            "note": f"rejection note for {replaced.sop_instance_uid}, which job {job.id} replaces",
+            "sop_instance_uid": sop_instance_uid,
+            "created_at": now,
+            "updated_at": now,
+        }
+        with self._writer.begin() as connection:
+            _settle_replacement(connection, job.id, replaced.id)
+            added = insert(_job).values(row).on_conflict_do_nothing().returning(_job.c.id)
+            if connection.execute(added).first() is not None:
+                _record(connection, note_id, "delivering", now)
+                _owe(connection, note_id, sop_instance_uid, destinations, now)
 
     def delivered(self, delivery: Delivery, taken: Taken, answer: str, now: float) -> None:
         """A destination has taken its object."""
@@ -445,6 +491,24 @@ def _mine(delivery: Delivery) -> ColumnElement[bool]:
 
 def _is_due(now: float) -> ColumnElement[bool]:
     return and_(_delivery.c.state == "waiting", _delivery.c.next_attempt_at <= now)
+
+
+def _owe(connection: Connection, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
+    for destination in destinations:
+        row = {
+            "job_id": job_id,
+            "destination": destination,
+            "sop_instance_uid": sop_instance_uid,
+            "state": "waiting",
+            "next_attempt_at": now,
+            "created_at": now,
+        }
+        connection.execute(insert(_delivery).values(row).on_conflict_do_nothing())
+
+
+def _settle_replacement(connection: Connection, job_id: str, replaced_id: str) -> None:
+    mine = and_(_replacement.c.job_id == job_id, _replacement.c.replaced_id == replaced_id)
+    connection.execute(_replacement.update().where(mine).values(settled=True))
 
 
 def _state(connection: Connection, job_id: str) -> State:

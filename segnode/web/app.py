@@ -13,6 +13,7 @@ from starlette.routing import Mount
 from segnode.dicomweb.routes import DicomWeb
 from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, SegnodeError
 from segnode.pipeline.assemble import image_values
+from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.store.jobs import Jobs
@@ -32,13 +33,18 @@ HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
 
 
 def create_app(
-    receiver: Receiver, jobs: Jobs, leases: Leases, measures: Measures, rules: Callable[[], Sequence[Rule]]
+    receiver: Receiver,
+    associations: Associations,
+    jobs: Jobs,
+    leases: Leases,
+    measures: Measures,
+    rules: Callable[[], Sequence[Rule]],
 ) -> Starlette:
     """The application on one store; `rules` gives the rules as they are configured now."""
     values = image_values(receiver.index, receiver.objects.path)
     handlers = {SegnodeError: _explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
     routes = [
-        Mount("/dicom-web", routes=DicomWeb(receiver).routes()),
+        Mount("/dicom-web", routes=DicomWeb(receiver, associations).routes()),
         Mount("/api", routes=Api(receiver.index, jobs, rules, values, receiver.clock).routes()),
         *Health(receiver, jobs, leases, measures).routes(),
     ]

@@ -25,6 +25,7 @@ from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.snapshot import Held
 from segnode.testing.part10 import encode_part10
+from tests.unit.test_sweep import ask_nobody
 from tests.wire.test_disk_full import fill, small_disk
 from tests.wire.test_storage import small
 
@@ -65,7 +66,7 @@ class Node:
         """Sweep now, as a worker that has these rules; all jobs after that."""
         first_loaded = self.store.jobs.load_rules(documents(rules), self.now)
         values = image_values(self.store.index, self.store.objects.path)
-        Sweep(self.store.index, self.store.jobs, rules, first_loaded, values, lambda: self.now).decide()
+        Sweep(self.store.index, self.store.jobs, rules, first_loaded, values, ask_nobody, lambda: self.now).decide()
         return self.store.jobs.all()
 
 

@@ -17,6 +17,7 @@ from segnode.dicom.header import Header
 from segnode.errors import LabelError, NotFound
 from segnode.node import open_index, open_jobs
 from segnode.pipeline.assemble import image_values
+from segnode.pipeline.associations import Associations
 from segnode.pipeline.job_document import job_document
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.replay import Replayed, replay
@@ -29,6 +30,7 @@ from segnode.store.leases import Lease, Leases
 from segnode.store.measures import Measures, Meter
 from segnode.store.objects import ObjectStore
 from segnode.web.app import create_app
+from tests.unit.test_sweep import ask_nobody
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
 TABLES = """
@@ -72,7 +74,7 @@ class Node:
         """Sweep now, as a worker with the configuration's rules; all jobs after that."""
         first_loaded = self.jobs.load_rules(documents(self.rules), self.now)
         values = image_values(self.index, Path)
-        Sweep(self.index, self.jobs, self.rules, first_loaded, values, lambda: self.now).decide()
+        Sweep(self.index, self.jobs, self.rules, first_loaded, values, ask_nobody, lambda: self.now).decide()
         return self.jobs.all()
 
     def replay(self, series: str = "1.3", *, dry_run: bool = False) -> list[Replayed]:
@@ -278,7 +280,8 @@ def test_broken_rules_are_an_error_of_the_api(node: Node, tmp_path: Path, error:
         ObjectStore(tmp_path / "objects", Lease("a" * 12, "test")), node.index, Meter("web"), "SEGNODE", 0, lambda: node.now
     )
     engine = open_database(tmp_path / "index.sqlite")
-    application = create_app(receiver, node.jobs, Leases(engine), Measures(engine), rules)
+    associations = Associations(node.index, Lease("a" * 12, "test"))
+    application = create_app(receiver, associations, node.jobs, Leases(engine), Measures(engine), rules)
     transport = httpx.ASGITransport(application, raise_app_exceptions=False)
 
     async def post() -> httpx.Response:

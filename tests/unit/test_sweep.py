@@ -1,7 +1,7 @@
 """Which series are decided on, and when; with a clock in the hand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from segnode.pipeline.assemble import image_values
 from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
-from segnode.store.index import Index, OpenAssociation, Sender
+from segnode.store.index import Answer, Index, OpenAssociation, QuietSeries, Sender
 from segnode.store.jobs import Job, Jobs, Taken
+from segnode.store.leases import Lease
 from segnode.testing.part10 import encode_part10
 
 HEADER = Header("1.2.840.10008.5.1.4.1.1.2", "1.1", "1.2", "1.3", "1.2.840.10008.1.2.1", 300, {"Modality": "CT"})
@@ -31,6 +32,21 @@ class Node:
     index: Index
     jobs: Jobs
     now: float = 100.0
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def ask(self, peer: str, series: QuietSeries) -> None:
+        """Note who is asked of what; the answer is given by hand."""
+        self.asked.append((peer, series.series_instance_uid))
+
+    def bring(self, association: OpenAssociation, *sops: str) -> None:
+        """An open association brings images now."""
+        for sop in sops:
+            self.index.add(replace(HEADER, sop_instance_uid=sop), f"key {sop}", 1, "digest", "received", self.now, association)
+
+    def take(self, job: Job) -> None:
+        """The archive takes the result of a job now."""
+        self.jobs.owe(job.id, f"2.25.{job.id[:8]}", ["archive"], self.now)
+        self.jobs.delivered(self.jobs.delivery(job.id, "archive"), "labelmap:rle", "stored", self.now)
 
     def receive(self, sop: str, series: str = "1.3", modality: str = "CT") -> None:
         """An image comes in now."""
@@ -41,7 +57,7 @@ class Node:
         """Sweep now, as a worker that has these rules; all jobs after that. The key of an object is the path of its file."""
         first_loaded = self.jobs.load_rules(documents(rules), self.now)
         values = image_values(self.index, Path)
-        Sweep(self.index, self.jobs, rules, first_loaded, values, lambda: self.now).decide()
+        Sweep(self.index, self.jobs, rules, first_loaded, values, self.ask, lambda: self.now).decide()
         return self.jobs.all()
 
 
@@ -51,14 +67,19 @@ def node(tmp_path: Path) -> Node:
     return Node(Index(open_database(tmp_path / "index.sqlite")), Jobs(open_database(tmp_path / "pipeline.sqlite")))
 
 
-def rules(*quiet: float, modality: str = "CT", version: str = "1") -> Sequence[Rule]:
-    """Rules that differ in what they wait for."""
+def ask_nobody(_peer: str, _series: QuietSeries) -> None:
+    """What a sweep asks with whose rules ask nobody."""
+
+
+def rules(*quiet: float, modality: str = "CT", version: str = "1", more: str = "") -> Sequence[Rule]:
+    """Rules that differ in what they wait for; `more` are further keys of each."""
+    archive = '[[destinations]]\nname = "archive"\nto = "ARCHIVE@127.0.0.1:104"\n'
     model = MODEL.replace('"1"', f'"{version}"')
     texts = [
-        f'[[rules]]\nwhen = {{ Modality = "{modality}{"*" * n}" }}\nmodel = "m"\nquiet = {seconds}\n'
+        f'[[rules]]\nwhen = {{ Modality = "{modality}{"*" * n}" }}\nmodel = "m"\nquiet = {seconds}\n{more}\n'
         for n, seconds in enumerate(quiet)
     ]
-    return resolve_rules(parse_config(model + "".join(texts), Path()))
+    return resolve_rules(parse_config(model + archive + "".join(texts), Path()))
 
 
 def test_series_waits_until_it_is_quiet(node: Node) -> None:
@@ -117,7 +138,7 @@ def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:
     node.receive("1.5")
     (rule,) = rules(1.0)
     first_loaded = node.jobs.load_rules(documents([rule]), 0.0)
-    sweep = Sweep(node.index, node.jobs, [rule], first_loaded, image_values(node.index, Path), lambda: node.now)
+    sweep = Sweep(node.index, node.jobs, [rule], first_loaded, image_values(node.index, Path), ask_nobody, lambda: node.now)
     sweep.consider(series)
     assert node.jobs.all() == []
     assert len(node.index.quiet_series()) == 1
@@ -130,7 +151,7 @@ def test_series_is_not_quiet_while_it_is_sent(node: Node) -> None:
     node.index.add(HEADER, "key", 1, "digest", "received", node.now, association)
     node.now += 100
     assert node.sweep(rules(1.0)) == []
-    node.index.close_association(association)
+    node.index.close_association(association, well=True)
     assert len(node.sweep(rules(1.0))) == 1
 
 
@@ -233,3 +254,138 @@ def test_results_are_held_as_labelmaps(seg: str, form: str) -> None:
     rule = "[[rules]]\nwhen = {}\nmodel = 'threshold'\nsend_to = ['a']\n"
     (resolved,) = resolve_rules(parse_config(archive + rule, Path()))
     assert resolved.first_form == form
+
+
+ONE, OTHER = OpenAssociation("a" * 12, 1), OpenAssociation("b" * 12, 1)
+REQUEST = rules(60.0, more='expect = "request"')
+FIND = rules(60.0, more='expect = "find"\nask = "archive"')
+KEEP = rules(10.0, more='late = "keep"')
+
+
+def test_one_request_is_the_whole_series(node: Node) -> None:
+    """With expect = "request" the series is complete as soon as what brought it has ended, without waiting for quiet."""
+    node.sweep(REQUEST)
+    node.bring(ONE, "1.1", "1.5")
+    assert node.sweep(REQUEST) == []
+    node.index.close_association(ONE, well=True)
+    assert len(node.sweep(REQUEST)) == 1
+
+
+def test_request_that_broke_off_is_no_whole_series(node: Node) -> None:
+    """After an end that was not as it should be, or a process that was killed, the series waits until it is quiet."""
+    for end in (
+        lambda: node.index.close_association(ONE, well=False),
+        lambda: node.index.close_associations([Lease(OTHER.lease_id, "dimse-2")]),
+    ):
+        node.sweep(REQUEST)
+        node.bring(ONE, f"1.{node.now:.0f}")
+        end()
+        node.now += 59
+        before = len(node.jobs.all())
+        assert len(node.sweep(REQUEST)) == before
+        node.now += 1
+        assert len(node.sweep(REQUEST)) == before + 1
+
+
+def test_what_brought_the_newest_image_counts(node: Node) -> None:
+    """Of two that bring a series it is the one of the newest image whose good end makes it whole, and both must have ended."""
+    node.sweep(REQUEST)
+    node.bring(ONE, "1.1")
+    node.bring(OTHER, "1.5")
+    node.index.close_association(OTHER, well=True)
+    assert node.sweep(REQUEST) == []
+    node.index.close_association(ONE, well=False)
+    assert len(node.sweep(REQUEST)) == 1
+
+
+def test_good_end_is_over_when_another_brings_more(node: Node) -> None:
+    """After one that ended well, what another brought that was killed waits until the series is quiet."""
+    node.sweep(REQUEST)
+    node.bring(ONE, "1.1")
+    node.index.close_association(ONE, well=True)
+    node.bring(OTHER, "1.5")
+    node.index.close_associations([])
+    assert node.sweep(REQUEST) == []
+
+
+def test_sender_that_starts_over_makes_it_whole(node: Node) -> None:
+    """An association that broke off is followed by one that sends the same again: its end is that of the series."""
+    node.sweep(REQUEST)
+    node.bring(ONE, "1.1")
+    node.index.close_association(ONE, well=False)
+    node.index.add_sending(OTHER, "1.3")
+    node.now += 100
+    assert node.sweep(REQUEST) == []
+    node.now -= 100
+    node.index.close_association(OTHER, well=True)
+    assert len(node.sweep(REQUEST)) == 1
+
+
+def test_sender_says_how_many_there_are(node: Node) -> None:
+    """With expect = "find" the series is complete as soon as as much is held as the sender has.
+
+    Until then that is asked again: ten seconds later at the earliest, and not while the series is being sent.
+    """
+    node.sweep(FIND)
+    node.bring(ONE, "1.1")
+    assert (node.sweep(FIND), node.asked) == ([], [])
+    node.index.close_association(ONE, well=True)
+    node.sweep(FIND)
+    assert node.asked == [("archive", "1.3")]
+    node.index.set_answer("1.3", "archive", Answer(2, node.now))
+    node.now += 9
+    node.bring(OTHER, "1.5")
+    node.index.close_association(OTHER, well=True)
+    assert (node.sweep(FIND), len(node.asked)) == ([], 1)
+    node.now += 1
+    assert (node.sweep(FIND), len(node.asked)) == ([], 2)
+    node.index.set_answer("1.3", "archive", Answer(2, node.now))
+    assert len(node.sweep(FIND)) == 1
+    assert node.index.answer("1.3", "archive") is None
+
+
+@pytest.mark.parametrize("instances", [0, 3])
+def test_sender_that_has_more_or_nothing_is_waited_for(node: Node, instances: int) -> None:
+    """A sender that has more than is held, does not know the series or does not answer: the series waits until it is quiet."""
+    node.sweep(FIND)
+    node.receive("1.1")
+    node.receive("1.5")
+    node.index.set_answer("1.3", "archive", Answer(instances, node.now))
+    node.now += 59
+    assert node.sweep(FIND) == []
+    node.now += 1
+    assert len(node.sweep(FIND)) == 1
+
+
+def test_what_is_kept_is_not_made_again(node: Node) -> None:
+    """With late = "keep" images that come when somebody has the result make no job; it says how many came."""
+    node.sweep(KEEP)
+    node.receive("1.1")
+    node.now += 10
+    (job,) = node.sweep(KEEP)
+    node.jobs.note(job.id, "1 localizer(s) left out: 1.9")
+    node.take(job)
+    for number in (1, 2):
+        node.now += 1
+        node.receive(f"1.5{number}")
+        node.now += 10
+        (job,) = node.sweep(KEEP)
+        late = f"{number} image(s) came late and are not in this result, which the rule keeps"
+        assert job.note == f"1 localizer(s) left out: 1.9; {late}"
+    assert job.state == "delivered"
+
+
+def test_nothing_is_kept_that_nobody_has(node: Node) -> None:
+    """With late = "keep" a late image still cancels a job whose result nobody has, and a failed job keeps nothing."""
+    node.sweep(KEEP)
+    node.receive("1.1")
+    node.now += 10
+    node.sweep(KEEP)
+    node.receive("1.5")
+    node.now += 10
+    (first, second) = node.sweep(KEEP)
+    assert (first.state, second.state) == ("cancelled", "waiting")
+    node.jobs.fail(second.id, "reason", node.now)
+    node.receive("1.6")
+    node.now += 10
+    assert [job.state for job in node.sweep(KEEP)] == ["cancelled", "failed", "waiting"]

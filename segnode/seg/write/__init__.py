@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from segnode.dicom.codes import PROCESSING_EQUIPMENT, SEGMENTATION, SOURCE_IMAGE
+from segnode.dicom.codes import PROCESSING_EQUIPMENT, REPLACED, SEGMENTATION, SOURCE_IMAGE
 from segnode.dicom.geometry import Vector
 from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
@@ -46,7 +46,7 @@ from segnode.seg.write.placement import Matrix, Placement, on_images, source_of,
 __all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_labelmap", "write_segmentation"]
 
 # Part of every derived UID: raise it when the same labels are written as another object.
-ENCODER_REVISION: Final = "3"
+ENCODER_REVISION: Final = "4"
 
 _COPIED = (
     "SpecificCharacterSet",
@@ -98,7 +98,8 @@ FractionalType = Literal["PROBABILITY", "OCCUPANCY"]
 class Identity:
     """What a new SEG is called and says of its origin: `created` has a zone, `tracking_uids` is by segment number.
 
-    Without a series number the SEG gets one that tells of the source's.
+    Without a series number the SEG gets one that tells of the source's. `replaces` is an earlier SEG of the same SOP class
+    and series; `series_created` when the first of that series was.
     """
 
     sop_instance_uid: str
@@ -115,6 +116,8 @@ class Identity:
     content_label: str = "SEGMENTATION"
     content_description: str = ""
     content_creator_name: str = ""
+    series_created: datetime | None = None
+    replaces: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def write_segmentation(
     items = [] if full else _frame_items(layout, placement, stored_as.type)
     encoding = encoding_of(codec.transfer_syntax_uid)
     sequences = {
-        "ReferencedSeriesSequence": referenced_series(_by_series(placement.images), encoding),
+        "ReferencedSeriesSequence": referenced_series(_references(placement.images, header), encoding),
         "SegmentSequence": segment_items(described, encoding),
     }
     return part10(header, items, pixel_data(layout.frames, codec), codec, sequences)
@@ -268,7 +271,9 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
     dataset.SeriesDescription = identity.series_description[:64]
     dataset.Modality = "SEG"
     dataset.InstanceNumber = identity.instance_number
-    set_creation(dataset, identity.created, image)
+    set_creation(dataset, identity.created, image, identity.series_created)
+    if identity.replaces:
+        dataset.ReferencedImageSequence = [_replaced_item(dataset.SOPClassUID, identity.replaces)]
     dataset.Manufacturer, dataset.ManufacturerModelName = identity.manufacturer, identity.manufacturer_model_name
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
@@ -277,6 +282,14 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
     dataset.ContentDescription = identity.content_description or None
     dataset.ContentCreatorName = identity.content_creator_name or None
     return dataset
+
+
+def _replaced_item(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """The item of ReferencedImageSequence (PS3.3 C.12.4): a SEG is an image, what it replaces is one that relates to it."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    item.PurposeOfReferenceCodeSequence = [code_item(REPLACED)]
+    return item
 
 
 def _contribution(identity: Identity) -> Dataset:
@@ -313,11 +326,14 @@ def _image_description(layout: Layout, size: tuple[int, ...], images: Sequence[D
     return dataset
 
 
-def _by_series(images: Sequence[Dataset]) -> dict[str, list[SourceImage]]:
-    """Every image that frames were made from, by its series."""
+def _references(images: Sequence[Dataset], header: Dataset) -> dict[str, list[SourceImage]]:
+    """Every image that frames were made from, then what the SEG replaces, by its series (PS3.3 C.12.2)."""
     of_series: dict[str, list[SourceImage]] = {}
     for image in images:
         of_series.setdefault(text_of(image, "SeriesInstanceUID"), []).append(source_of(image))
+    for item in header.get("ReferencedImageSequence", ()):
+        replaced = SourceImage(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID, ())
+        of_series.setdefault(str(header.SeriesInstanceUID), []).append(replaced)
     return of_series
 
 
