@@ -1,8 +1,13 @@
 """High-Throughput JPEG 2000 lossless (PS3.5 A.4.4): written by OpenJPH through imagecodecs, read by OpenJPEG.
 
+OpenJPH 0.26 fills its tables when it first encodes, and does not guard that: of two threads that begin at once, one writes
+a codestream that nobody can read.
+
 OpenJPH is not used for reading: imagecodecs 2026.3 drops its errors, so that a damaged frame is read as another one, and a
 few changed bytes keep it busy for minutes.
 """
+
+from threading import Lock
 
 import imagecodecs
 import numpy as np
@@ -14,6 +19,23 @@ from segnode.seg.codecs.frame import FrameToEncode
 decode = jpeg_2000.decode
 
 
+_filling = Lock()
+_filled: list[bool] = []
+
+
 def encode(frame: FrameToEncode) -> bytes:
     """One reversible codestream of a (rows, columns) frame of 8 or 16 bits; imagecodecs writes none of 1 bit."""
+    if not _filled:
+        _fill_tables()
+    return _encode(frame)
+
+
+def _fill_tables() -> None:
+    with _filling:
+        for dtype in (np.uint8, np.uint16):
+            _encode(np.arange(256, dtype=dtype).reshape(16, 16))
+        _filled.append(True)
+
+
+def _encode(frame: FrameToEncode) -> bytes:
     return bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(frame), reversible=True))
