@@ -264,4 +264,4 @@ def test_two_threads_may_be_the_first(name: str) -> None:
         return subprocess.run([sys.executable, "-c", _BEGIN_AT_ONCE, name], check=False, capture_output=True).returncode
 
     with ThreadPoolExecutor(2) as two:
-        assert set(two.map(begin, range(24 if name == "htj2k" else 4))) == {0}
+        assert set(two.map(begin, range(16 if name == "htj2k" else 2))) == {0}
