@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
@@ -103,6 +105,18 @@ def test_results_of_a_rule_and_a_series_are_one_series(node: Node) -> None:
     assert [seg.InstanceNumber for seg in segs] == [1, 2, 3]
     assert [replaced_by(seg) for seg in segs] == [[], [segs[0].SOPInstanceUID], [segs[1].SOPInstanceUID]]
     assert len(node.jobs.replacements()) == 3
+
+
+def test_highdicom_reads_what_replaces_another(node: Node) -> None:
+    """The reference to the replaced SEG does not stand in the way of those to the images."""
+    node.receive(8)
+    node.make()
+    node.receive(8)
+    file = BytesIO()
+    node.make().save_as(file, enforce_file_format=True)
+    segmentation = highdicom.seg.segread(BytesIO(file.getvalue()))
+    uids = [image.sop_instance_uid for image in node.receiver.index.images(node.series)]
+    assert segmentation.get_pixels_by_source_instance(uids, combine_segments=True).shape == (16, 128, 128)
 
 
 def test_another_rule_has_its_own_series(node: Node) -> None:
