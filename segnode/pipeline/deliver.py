@@ -1,6 +1,5 @@
 """Delivering: one attempt to send an object that is owed to a destination, and what follows from its answer."""
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
 from segnode.errors import CannotConvert, DeliveryDeferred, DeliveryRefused, FormRefused, NotAVolume, UnreadablePixels
+from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.ladder import Ladder, Sent, Tried
 from segnode.pipeline.ports import Destination, Encoded
 from segnode.seg.convert import Target, convert
@@ -25,8 +25,6 @@ from segnode.store.standings import Standing, Standings
 
 _log = structlog.get_logger()
 
-_FIRST_WAIT_S: Final = 5.0
-_LONGEST_WAIT_S: Final = 900.0
 _REMEMBERED_S: Final = 86400.0
 
 
@@ -146,9 +144,7 @@ class Deliverer:
         if now - delivery.created_at > config.give_up_after_s:
             self._give_up(delivery, f"given up after {config.give_up_after}; last answer: {answer}")
             return
-        longest = min(_FIRST_WAIT_S * 2.0 ** min(delivery.attempts, 16), _LONGEST_WAIT_S)
-        wait = random.uniform(0.5, 1.0) * longest  # noqa: S311  spreads retries, guards nothing
-        self.jobs.deferred(delivery, answer, now + wait, now)
+        self.jobs.deferred(delivery, answer, now + wait_after(delivery.attempts), now)
         self._say(delivery, "deferred")
 
 

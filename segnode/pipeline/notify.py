@@ -1,6 +1,5 @@
 """Notifying: webhooks are told of jobs that have come to an end, again and again until they take it."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
@@ -11,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from segnode.config import WebhookConfig
 from segnode.errors import DeliveryDeferred, DeliveryRefused
+from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.job_document import JobDocument, iso_time, job_document
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
@@ -18,8 +18,6 @@ from segnode.store.notices import Notice, Notices
 
 _log = structlog.get_logger()
 
-_FIRST_WAIT_S: Final = 5.0
-_LONGEST_WAIT_S: Final = 900.0
 _GIVE_UP_AFTER_S: Final = 7 * 86400.0
 
 
@@ -98,8 +96,7 @@ class Notifier:
         if now - notice.created_at > _GIVE_UP_AFTER_S:
             self._give_up(notice, f"given up after a week; last answer: {answer}")
             return
-        longest = min(_FIRST_WAIT_S * 2.0 ** min(notice.attempts, 16), _LONGEST_WAIT_S)
-        self.notices.deferred(notice, answer, now + random.uniform(0.5, 1.0) * longest)  # noqa: S311  guards nothing
+        self.notices.deferred(notice, answer, now + wait_after(notice.attempts))
         _log.warning("webhook did not take it", webhook=notice.webhook, job=notice.job_id, reason=answer)
 
     def _give_up(self, notice: Notice, answer: str) -> None:
