@@ -32,8 +32,8 @@ def encode(frame: FrameToEncode) -> bytes:
 
 def _fill_tables() -> None:
     with _filling:
-        for dtype in (np.uint8, np.uint16):
-            _encode(np.arange(256, dtype=dtype).reshape(16, 16))
+        _encode(np.arange(256, dtype=np.uint8).reshape(16, 16))
+        _encode(np.arange(256, dtype=np.uint16).reshape(16, 16))
         _filled.append(True)
 
 
