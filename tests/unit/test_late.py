@@ -14,13 +14,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.encode import Encoder
-from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.infer import Labelmaps, Returned
+from segnode.pipeline.placement import model_labels
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Jobs
+from segnode.store.jobs import Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -61,7 +62,9 @@ class Node:
         self.now += 1
         job_id = self.decide(rule)
         held = self.receiver.index.images(self.series)
-        self.encoder.labelmaps.save(job_id, np.zeros((len(held), 128, 128), np.uint8))
+        labels = np.zeros((len(held), 128, 128), np.uint8)
+        returned = Returned(model_labels(labels, [image.sop_instance_uid for image in held]))
+        self.encoder.labelmaps.save(job_id, labels, returned)
         self.encoder.encode(self.jobs.job(job_id), rule)
         made = self.receiver.index.find(self.jobs.job(job_id).sop_instance_uid)
         assert made is not None
@@ -146,7 +149,7 @@ def test_rejection_note_is_no_result(node: Node) -> None:
     first = node.make()
     (job,) = node.jobs.all()
     node.jobs.owe_note("note", job, job, "2.25.5", ["archive"], node.now)
-    node.jobs.delivered(node.jobs.delivery("note", "archive"), "", "stored", node.now)
+    node.jobs.delivered(node.jobs.delivery("note", "archive"), Taken("", "1.9"), "stored", node.now)
     node.receive(8)
     second = node.make()
     assert (second.InstanceNumber, replaced_by(second)) == (2, [first.SOPInstanceUID])

@@ -16,7 +16,7 @@ from segnode.pipeline.receive import Receiver
 from segnode.pipeline.reject import Rejecter
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Jobs
+from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -41,7 +41,8 @@ class Node:
 
     def take(self, name: str, destination: str) -> None:
         """A destination takes the result of a job."""
-        self.jobs.delivered(self.jobs.delivery(name, destination), "labelmap:rle", "stored", 100.0)
+        delivery = self.jobs.delivery(name, destination)
+        self.jobs.delivered(delivery, Taken("labelmap:rle", delivery.sop_instance_uid), "stored", 100.0)
 
     def note(self) -> Dataset | None:
         """The rejection note that is held, where there is one."""
@@ -104,6 +105,18 @@ def test_note_of_what_nobody_took_is_not_made(node: Node) -> None:
     node.jobs.replace("gone", ["other"])
     node.rejecter.owe_notes()
     assert (node.owed(), node.note(), node.jobs.replacements()) == ([], None, [])
+
+
+def test_archive_that_has_a_binary_is_named(node: Node) -> None:
+    """What it holds has another UID, which the note does not reject: the replaced job says so, and the others get the note."""
+    node.decide("old", REPLACED, "a", "b")
+    node.take("old", "a")
+    node.jobs.delivered(node.jobs.delivery("old", "b"), Taken("binary:native", "2.25.9"), "stored", 100.0)
+    node.decide("new", REPLACEMENT)
+    node.jobs.replace("new", ["old"])
+    node.rejecter.owe_notes()
+    assert node.owed() == [["a"]]
+    assert node.jobs.job("old").note == "b holds it as binary:native 2.25.9, which no note rejects: reject it there"
 
 
 def test_note_that_is_owed_is_no_result(node: Node) -> None:

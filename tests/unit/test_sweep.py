@@ -46,7 +46,7 @@ class Node:
     def take(self, job: Job) -> None:
         """The archive takes the result of a job now."""
         self.jobs.owe(job.id, f"2.25.{job.id[:8]}", ["archive"], self.now)
-        self.jobs.delivered(self.jobs.delivery(job.id, "archive"), "labelmap:rle", "stored", self.now)
+        self.jobs.delivered(self.jobs.delivery(job.id, "archive"), Taken("labelmap:rle", "1.9"), "stored", self.now)
 
     def receive(self, sop: str, series: str = "1.3", modality: str = "CT") -> None:
         """An image comes in now."""

@@ -66,9 +66,13 @@ def require_placed(dataset: Dataset, images: Sequence[Dataset], labels: np.ndarr
     uids = [image.SOPInstanceUID for image in images]
     by_source = segmentation.get_pixels_by_source_instance(uids, combine_segments=True)
     np.testing.assert_array_equal(by_source, labels)
-    referenced = {i.ReferencedSOPInstanceUID for s in dataset.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence}
-    assert referenced == set(uids)
-    assert {s.SeriesInstanceUID for s in dataset.ReferencedSeriesSequence} == {images[0].SeriesInstanceUID}
+    referenced = {
+        series.SeriesInstanceUID: {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence}
+        for series in dataset.ReferencedSeriesSequence
+    }
+    assert referenced.pop(images[0].SeriesInstanceUID) == set(uids)
+    replaced = {item.ReferencedSOPInstanceUID for item in dataset.get("ReferencedImageSequence", ())}
+    assert referenced == ({dataset.SeriesInstanceUID: replaced} if replaced else {})
     volume = segmentation.get_volume(combine_segments=True)
     source = highdicom.Volume(
         labels,
@@ -277,6 +281,7 @@ def test_late_image_makes_another_job(tmp_path: Path, phantom: Phantom) -> None:
         assert again.sop_instance_uid != second.sop_instance_uid
         (returned,) = fetch(DICOMwebClient(node.dicomweb), second.sop_instance_uid)
         require_placed(returned, order_slices([dcmread(f) for f in files]).images, phantom.labelmap)
+        assert [item.ReferencedSOPInstanceUID for item in returned.ReferencedImageSequence] == [first.sop_instance_uid]
 
 
 def test_no_patient_name_in_any_log(tmp_path: Path, archive: Server, phantom: Phantom) -> None:
