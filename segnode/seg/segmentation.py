@@ -1,8 +1,9 @@
 """A Segmentation as one frozen value: its type, its segments, where its frames lie, and their pixels."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Literal
 
 from pydicom import Dataset
@@ -91,6 +92,11 @@ class Segmentation:
         """Whether a number of a LABELMAP means that there is no segment."""
         return self.type == "LABELMAP" and number == self.padding_value
 
+    @cached_property
+    def described_up_to(self) -> int:
+        """The largest value of a LABELMAP below which there is none that nothing describes."""
+        return up_to_a_gap({*self.segment, self.padding_value})
+
     def require_described(self, values: Iterable[int]) -> None:
         """Raise NotASegmentation for pixel values of a LABELMAP that nothing describes: none may vanish (C.8.20.2.3)."""
         unknown = set(values) - {*self.segment, self.padding_value, 0}
@@ -111,3 +117,8 @@ class Segmentation:
     def maximum_fractional_value(self) -> int:
         """The stored value that means 1 in a FRACTIONAL segmentation."""
         return int(self.header.get("MaximumFractionalValue") or 255)
+
+
+def up_to_a_gap(numbers: Collection[int]) -> int:
+    """The largest number up to which all from 1 are among these: most people number without a gap, and a maximum is quick."""
+    return next(number for number in count() if number + 1 not in numbers)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from segnode.errors import LabelError, OverlappingSegments
 from segnode.seg.combine import extents_in, label_type, values_in
 from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames, one_by_one
-from segnode.seg.segmentation import SegmentationType
+from segnode.seg.segmentation import SegmentationType, up_to_a_gap
 from segnode.seg.write.placement import Matrix
 
 Overlap = Literal["YES", "NO", "UNDEFINED"]
@@ -104,10 +104,12 @@ def lay_out(
 
 
 def _labelmap(labels: Pixels, numbers: Sequence[int], order: Sequence[int], *, omit_empty: bool) -> Layout:
-    present = [values_in(plane) for plane in labels]
-    _require_known(present, numbers)
+    kept = tuple(order)
+    if omit_empty or labels.min() < 0 or labels.max() > up_to_a_gap(set(numbers)):
+        present = [values_in(plane) for plane in labels]
+        _require_known(present, numbers)
+        kept = tuple(plane for plane in order if not omit_empty or present[plane] - {0}) or kept
     dtype = label_type(max(numbers))
-    kept = tuple(plane for plane in order if not omit_empty or present[plane] - {0}) or tuple(order)
     chosen = labels if kept == tuple(range(len(labels))) else labels[list(kept)]
     return Layout(np.ascontiguousarray(chosen.astype(dtype, copy=False)), kept, (0,) * len(kept), "NO")
 
