@@ -43,7 +43,7 @@ from segnode.store.jobs import Jobs
 from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
 from segnode.store.measures import Measures, Meter
 from segnode.store.notices import Notices
-from segnode.store.objects import SHELVES, ObjectStore, object_path
+from segnode.store.objects import ABANDONED_S, SHELVES, ObjectStore, object_path
 from segnode.store.standings import Standings
 
 if TYPE_CHECKING:
@@ -176,7 +176,6 @@ def _catalogue(config: DestinationConfig, calling_ae: str) -> Catalogue:
 
 def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
     from segnode.dimse.scp import start_scp
-    from segnode.pipeline.tidy import ABANDONED_S
 
     stop = _Told(signal.SIGTERM, signal.SIGINT)
     scp = start_scp(receiver, lease, listening)
@@ -271,7 +270,8 @@ class _Worker:
         from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.find import Finder
-        from segnode.pipeline.infer import Inferrer, Labelmaps
+        from segnode.pipeline.infer import Inferrer
+        from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.reject import Rejecter
         from segnode.pipeline.sweep import Sweep
         from segnode.pipeline.workflows import Stages
@@ -351,7 +351,7 @@ class _Worker:
 
     def _tidy(self, workflows: "Workflows") -> None:
         """Tidy up for ever: a shelf of the objects each time, the rest every ten minutes."""
-        from segnode.pipeline.infer import Labelmaps
+        from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.tidy import Tidier
 
         store = self._store

@@ -14,8 +14,8 @@ from segnode.dicom.uids import derived_uid
 from segnode.dicom.volume import Slices
 from segnode.errors import BadSegmentation
 from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.infer import Labelmaps
-from segnode.pipeline.placement import require_placed
+from segnode.pipeline.labelmaps import Labelmaps
+from segnode.pipeline.placement_proof import require_placed
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.pipeline.sweep import taken

@@ -1,13 +1,10 @@
-"""Inferring: a series in, the labelmap of its model out, kept until it is encoded beside what proves where it lies."""
+"""Inferring: a series in, the labelmap of its model out, kept until it is encoded."""
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -15,80 +12,15 @@ import structlog
 from segnode.dicom.volume import Volume
 from segnode.errors import ModelFailed, OutOfResources
 from segnode.pipeline.assemble import Assembler
+from segnode.pipeline.labelmaps import Labelmaps, Returned
 from segnode.pipeline.laterality import NOTHING_WRONG, judge, middle_of, sides
-from segnode.pipeline.placement import ModelLabels, model_labels, require_images_in_volume
+from segnode.pipeline.placement_proof import model_labels, require_images_in_volume
 from segnode.pipeline.ports import Model
 from segnode.pipeline.rules import Rule
 from segnode.seg.segments import segment_numbers
 from segnode.store.jobs import Job, Jobs
-from segnode.store.objects import room_for
 
 _log = structlog.get_logger()
-
-
-class Returned(msgspec.Struct, frozen=True):
-    """What a model returned, as it came, and which of its segments lie on a wrong side."""
-
-    labels: ModelLabels
-    wrong_sides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Labelmaps:
-    """What jobs have between infer and encode, and SEGs that are held: files, each complete or absent."""
-
-    folder: Path
-
-    def save(self, job_id: str, labelmap: npt.NDArray[np.unsignedinteger], returned: Returned) -> None:
-        """Keep a labelmap durably, with what it was made of; a repeat replaces them. Raises OutOfResources."""
-        self._write(self._path(job_id, "returned"), lambda file: file.write(msgspec.msgpack.encode(returned)))
-        self._write(self._path(job_id, "npy"), lambda file: np.save(file, labelmap))
-
-    def load(self, job_id: str) -> npt.NDArray[np.unsignedinteger]:
-        """The labelmap of a job, mapped from its file."""
-        labelmap: npt.NDArray[np.unsignedinteger] = np.load(self._path(job_id, "npy"), mmap_mode="r")
-        return labelmap
-
-    def returned(self, job_id: str) -> Returned:
-        """What the model of a job returned."""
-        return msgspec.msgpack.decode(self._path(job_id, "returned").read_bytes(), type=Returned)
-
-    def hold(self, job_id: str, part10: bytes) -> Path:
-        """Keep a SEG for a person to look at; where it lies. Raises OutOfResources."""
-        self._write(self._path(job_id, "dcm"), lambda file: file.write(part10))
-        return self._path(job_id, "dcm")
-
-    def held(self, job_id: str) -> bytes | None:
-        """The SEG of a job that is held, or was; None when there is none."""
-        path = self._path(job_id, "dcm")
-        return path.read_bytes() if path.exists() else None
-
-    def all_held(self) -> list[str]:
-        """The ids of the jobs whose SEG is held."""
-        return [path.stem for path in self.folder.glob("*.dcm")]
-
-    def delete(self, job_id: str) -> None:
-        """Delete all that there is of a job; it is no error when it is gone."""
-        self.delete_labels(job_id)
-        self._path(job_id, "dcm").unlink(missing_ok=True)
-
-    def delete_labels(self, job_id: str) -> None:
-        """Delete what the SEG of a job was made of."""
-        for kind in ("npy", "returned"):
-            self._path(job_id, kind).unlink(missing_ok=True)
-
-    def _path(self, job_id: str, kind: str) -> Path:
-        return self.folder / f"{job_id}.{kind}"
-
-    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        with room_for("a labelmap"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".tmp")
-            with beside.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(path)
 
 
 @dataclass(frozen=True)

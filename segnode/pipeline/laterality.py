@@ -11,11 +11,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from scipy import ndimage
 
 from segnode.dicom.codes import Code
 from segnode.dicom.volume import Volume
-from segnode.pipeline.placement import ImagePlane, Labels, Numbers, plane_of
+from segnode.pipeline.placement_proof import ImagePlane, Labels, Numbers, plane_of
 from segnode.seg.segments import LabelDictionary, Segment
 
 LEFT: Final = 1
@@ -148,6 +147,8 @@ def _axis_along(plane: ImagePlane, direction: int, but: Sequence[int]) -> int:
 
 def _body(dense: Mask) -> Mask:
     """The largest connected part, with what it encloses in each slice: a table and clothes are not connected to it."""
+    from scipy import ndimage  # noqa: PLC0415  few models code sides, and every worker would load it at its start
+
     parts, count = ndimage.label(dense)
     if count == 0:
         return dense

@@ -2,21 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
 
 from segnode.config import RetentionConfig
-from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest
 from segnode.store.index import Index
 from segnode.store.jobs import ENDED, Jobs
 from segnode.store.leases import Leases
-from segnode.store.objects import ObjectStore
+from segnode.store.objects import ABANDONED_S, ObjectStore
 
 _log = structlog.get_logger()
-
-ABANDONED_S: Final = 3600.0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 _INCOMING: Final = "incoming"
 _LEASE_LENGTH: Final = 12
 SHELVES: Final = 256
+# What nobody has written to for so long, nobody is at work on.
+ABANDONED_S: Final = 3600.0
 
 
 class ObjectStore:

@@ -14,8 +14,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.encode import Encoder
-from segnode.pipeline.infer import Labelmaps, Returned
-from segnode.pipeline.placement import model_labels
+from segnode.pipeline.labelmaps import Labelmaps, Returned
+from segnode.pipeline.placement_proof import model_labels
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.pipeline.sweep import content_digest, decision_of

@@ -14,12 +14,12 @@ from segnode.dicom.codes import Code
 from segnode.dicom.volume import order_slices, read_volume
 from segnode.errors import JobEnded
 from segnode.models import Result, Volume
-from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.laterality import judge, middle_of
 from segnode.pipeline.tidy import Tidier
 from segnode.seg.segments import LabelDictionary, Segment
 from segnode.store.jobs import Job
-from tests.unit.test_placement import Node, images_in, turned
+from tests.unit.test_placement_proof import Node, images_in, turned
 
 LEFT_CODE, RIGHT_CODE = Code("SCT", "7771000", "Left"), Code("SCT", "24028007", "Right")
 LEFT, RIGHT = '["SCT", "7771000", "Left"]', '["SCT", "24028007", "Right"]'

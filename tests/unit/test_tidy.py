@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segnode.config import RetentionConfig
-from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.database import open_database

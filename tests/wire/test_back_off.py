@@ -11,7 +11,8 @@ from dbos import DBOS
 from segnode.config import DestinationConfig
 from segnode.dicomweb.client import StowDestination
 from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.infer import Inferrer, Labelmaps
+from segnode.pipeline.infer import Inferrer
+from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.workflows import Stages, Workflows
 from segnode.store.database import workflow_database
 from segnode.store.jobs import Delivery

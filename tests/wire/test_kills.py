@@ -23,7 +23,7 @@ from segnode.config import Config, DimseAddress, RetentionConfig, parse_dimse_ad
 from segnode.dimse.scu import associate, send_files
 from segnode.errors import DeliveryFailed
 from segnode.node import Store, open_index, open_jobs, open_store
-from segnode.pipeline.infer import Labelmaps
+from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.jobs import Job
 from segnode.store.leases import LEASE_S, new_lease

@@ -20,8 +20,9 @@ from segnode.errors import Misplaced
 from segnode.models import Result, threshold
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.encode import Encoder
-from segnode.pipeline.infer import Inferrer, Labelmaps
-from segnode.pipeline.placement import model_labels, require_images_in_volume, require_placed
+from segnode.pipeline.infer import Inferrer
+from segnode.pipeline.labelmaps import Labelmaps
+from segnode.pipeline.placement_proof import model_labels, require_images_in_volume, require_placed
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import content_digest, decision_of

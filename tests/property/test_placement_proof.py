@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segnode.dicom.volume import order_slices
 from segnode.errors import Misplaced
-from segnode.pipeline.placement import model_labels, require_placed
+from segnode.pipeline.placement_proof import model_labels, require_placed
 from segnode.seg.forms import FORMS
 from segnode.seg.write import write_labelmap
 from tests.property.test_labelmap import ALGORITHM, IDENTITY, cases, dictionary, headers
