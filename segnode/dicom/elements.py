@@ -11,6 +11,10 @@ Buffer = bytes | bytearray | memoryview
 
 ITEM: Final = 0xFFFEE000
 PIXEL_DATA: Final = 0x7FE00010
+_PREAMBLE: Final = 128
+_META_GROUP: Final = b"\x02\x00"
+_META_LENGTH: Final = 0x00020000
+_TRANSFER_SYNTAX: Final = 0x00020010
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _DELIMITERS: Final = (_ITEM_END, _SEQUENCE_END)
@@ -57,6 +61,25 @@ def items(buffer: Buffer, sequence: Element) -> Iterator[tuple[int, int]]:
         if item.tag != ITEM:
             raise NotDicom(f"a sequence holds ({item.tag >> 16:04x},{item.tag & 0xFFFF:04x}) instead of an item")
         yield item.start, item.end
+
+
+def read_meta(data: Buffer) -> tuple[str, int]:
+    """The transfer syntax of a Part 10 file, and where its data set begins (PS3.10 7.1). Raises NotDicom."""
+    if bytes(data[_PREAMBLE : _PREAMBLE + 4]) != b"DICM":
+        raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
+    syntax, start, end = "", _PREAMBLE + 4, len(data)
+    # What follows is encoded otherwise, and is not to be looked at as an element.
+    while start < end and bytes(data[start : start + 2]) == _META_GROUP:
+        element = next(elements(data, start, len(data), Encoding()))
+        start = element.next
+        if element.tag == _META_LENGTH and element.end - element.start == 4:
+            # What follows may be deflated, and look like anything.
+            end = min(end, element.next + int.from_bytes(data[element.start : element.end], "little"))
+        if element.tag == _TRANSFER_SYNTAX:
+            syntax = str(data[element.start : element.end], "latin-1").strip(" \0")
+    if not syntax:
+        raise NotDicom("TransferSyntaxUID is missing in the file meta information")
+    return syntax, start
 
 
 _EXPLICIT: Final = {True: struct.Struct("<HH2sH"), False: struct.Struct(">HH2sH")}

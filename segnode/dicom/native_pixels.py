@@ -7,13 +7,11 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from segnode.dicom.elements import PIXEL_DATA, elements
+from segnode.dicom.elements import PIXEL_DATA, elements, read_meta
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.errors import NotDicom
 
 _NATIVE: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_DATA_SET: Final = 132
-_META_GROUP: Final = b"\x02\x00"
 
 
 def native_values(part10: bytes, header: Dataset) -> npt.NDArray[np.integer] | None:
@@ -36,13 +34,9 @@ def native_values(part10: bytes, header: Dataset) -> npt.NDArray[np.integer] | N
 
 
 def _pixel_data(part10: bytes, encoding: Encoding) -> memoryview | None:
-    start = _DATA_SET
     try:
-        while part10[start : start + 2] == _META_GROUP:
-            start = next(elements(part10, start, len(part10), Encoding())).next
-        for element in elements(part10, start, len(part10), encoding):
-            if element.tag == PIXEL_DATA:
-                return memoryview(part10)[element.start : element.end]
+        _, start = read_meta(part10)
+        found = next((e for e in elements(part10, start, len(part10), encoding) if e.tag == PIXEL_DATA), None)
     except NotDicom:
         return None
-    return None
+    return memoryview(part10)[found.start : found.end] if found else None

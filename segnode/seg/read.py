@@ -10,28 +10,22 @@ from typing import Final, get_args
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
 from pydicom.multival import MultiValue
 
 from segnode.dicom.codes import Code
-from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements
+from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements, read_meta
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
 from segnode.seg.pixels import Frames, read_frames
-from segnode.seg.segmentation import DescribedSegment, Segmentation, SegmentationType
+from segnode.seg.segmentation import DescribedSegment, PerFrame, Segmentation, SegmentationType
 from segnode.seg.values import items_of, text_of, value_of, whole_number
 
-_PREAMBLE: Final = 128
-_META_GROUP: Final = b"\x02\x00"
 _SHARED: Final = 0x52009229
 _PER_FRAME: Final = 0x52009230
-_META_LENGTH: Final = 0x00020000
-_TRANSFER_SYNTAX: Final = 0x00020010
 _BITS: Final = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
 # A data set inflates to no more than this: the largest that can be held without harm to its neighbours.
 _LARGEST_INFLATED: Final = 2 << 30
@@ -68,7 +62,7 @@ def read_segmentation(data: Buffer) -> Segmentation:
 
     Raises NotDicom, NotASegmentation (naming the attribute that is missing or wrong), UnreadablePixels.
     """
-    syntax, start = _read_meta(data)
+    syntax, start = read_meta(data)
     encoding = encoding_of(syntax)
     if encoding.deflated:
         data, start = _inflated(data[start:]), 0
@@ -82,7 +76,8 @@ def read_segmentation(data: Buffer) -> Segmentation:
     segments = _read_segments(header, kind)
     frames = _read_pixels(data, found, syntax, encoding, shape, _count(header))
     table = _read_table(data, found, header, len(frames), kind, segments)
-    return Segmentation(header, syntax, kind, segments, frames, table)
+    per_frame = PerFrame(data, found[_PER_FRAME]) if _PER_FRAME in found else None
+    return Segmentation(header, syntax, kind, segments, frames, table, per_frame)
 
 
 def _read_pixels(
@@ -93,52 +88,6 @@ def _read_pixels(
     pixels = found[PIXEL_DATA]
     vr = "" if encoding.implicit_vr else str(data[pixels.begin + 4 : pixels.begin + 6], "latin-1")
     return read_frames(memoryview(data)[pixels.start : pixels.end], syntax, shape, count, vr)
-
-
-def read_per_frame_groups(data: Buffer, encoding: Encoding) -> bytes:
-    """The value of PerFrameFunctionalGroupsSequence of a Part 10 file, written in an encoding; empty where it is absent."""
-    written = encoding_of(_read_meta(data)[0])
-    data, found = per_frame_sequence(data)
-    if found is None:
-        return b""
-    if (written.implicit_vr, written.little_endian) == (encoding.implicit_vr, encoding.little_endian):
-        return bytes(data[found.start : found.end])
-    source = BytesIO(bytes(data[found.begin : found.next]))
-    groups = read_dataset(source, written.implicit_vr, written.little_endian)
-    groups.decode()
-    file = DicomBytesIO()
-    file.is_little_endian, file.is_implicit_VR = True, encoding.implicit_vr
-    groups[_PER_FRAME].is_undefined_length = False
-    write_dataset(file, groups)
-    return file.getvalue()[8 if encoding.implicit_vr else 12 :]
-
-
-def per_frame_sequence(data: Buffer) -> tuple[Buffer, Element | None]:
-    """Where PerFrameFunctionalGroupsSequence of a Part 10 file lies, and in which bytes: the file's, or those inflated."""
-    syntax, start = _read_meta(data)
-    encoding = encoding_of(syntax)
-    if encoding.deflated:
-        data, start = _inflated(data[start:]), 0
-    return data, next((e for e in elements(data, start, len(data), encoding) if e.tag == _PER_FRAME), None)
-
-
-def _read_meta(data: Buffer) -> tuple[str, int]:
-    """The transfer syntax of a Part 10 file, and where its data set begins (PS3.10 7.1)."""
-    if bytes(data[_PREAMBLE : _PREAMBLE + 4]) != b"DICM":
-        raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
-    syntax, start, end = "", _PREAMBLE + 4, len(data)
-    # What follows is encoded otherwise, and is not to be looked at as an element.
-    while start < end and bytes(data[start : start + 2]) == _META_GROUP:
-        element = next(elements(data, start, len(data), Encoding()))
-        start = element.next
-        if element.tag == _META_LENGTH and element.end - element.start == 4:
-            # What follows may be deflated, and look like anything.
-            end = min(end, element.next + int.from_bytes(data[element.start : element.end], "little"))
-        if element.tag == _TRANSFER_SYNTAX:
-            syntax = str(data[element.start : element.end], "latin-1").strip(" \0")
-    if not syntax:
-        raise NotDicom("TransferSyntaxUID is missing in the file meta information")
-    return syntax, start
 
 
 def _inflated(data: Buffer) -> bytearray:

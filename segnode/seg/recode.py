@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from segnode.dicom.elements import Buffer
+from segnode.dicom.elements import Buffer, elements
+from segnode.dicom.reencode import reencoded
 from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.errors import CannotConvert
 from segnode.seg.codecs import Codec
 from segnode.seg.part10 import part10_of_groups
 from segnode.seg.pixels import MadeFrames, one_by_one, pixel_data
-from segnode.seg.read import read_per_frame_groups, read_segmentation
+from segnode.seg.read import read_segmentation
+from segnode.seg.segmentation import PerFrame
 
 
 def recode(data: Buffer, codec: Codec) -> bytes:
@@ -30,8 +32,17 @@ def recode(data: Buffer, codec: Codec) -> bytes:
         len(source.frames),
         one_by_one(lambda index: decode(index).view(np.bool_) if is_bits else decode(index)),
     )
-    groups = read_per_frame_groups(data, encoding_of(codec.transfer_syntax_uid))
-    return part10_of_groups(header, groups, pixel_data(frames, codec), codec)
+    return part10_of_groups(header, _groups(source.per_frame, codec), pixel_data(frames, codec), codec)
+
+
+def _groups(per_frame: PerFrame | None, codec: Codec) -> bytes:
+    """The value of PerFrameFunctionalGroupsSequence in the encoding of a codec; empty where there is none."""
+    if per_frame is None:
+        return b""
+    (data, sequence), wanted = per_frame, encoding_of(codec.transfer_syntax_uid)
+    whole = reencoded(bytes(data[sequence.begin : sequence.next]), sequence.encoding, wanted)
+    written = next(elements(whole, 0, len(whole), wanted))
+    return whole[written.start : written.end]
 
 
 def require_bits(codec: Codec, kind: str, bits: int) -> None:

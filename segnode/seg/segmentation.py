@@ -4,11 +4,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydicom import Dataset
 
 from segnode.dicom.codes import Code
+from segnode.dicom.elements import Buffer, Element
 from segnode.errors import NotASegmentation
 from segnode.seg.frame_groups import FrameTable
 from segnode.seg.pixels import Frames
@@ -42,13 +43,20 @@ class DescribedSegment:
     description: str = ""
 
 
+class PerFrame(NamedTuple):
+    """PerFrameFunctionalGroupsSequence as it is written: where it lies, in the bytes of the file or in those inflated."""
+
+    data: Buffer
+    sequence: Element
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A Segmentation object as it was read.
 
     `header` is its data set without pixel data and per-frame functional groups, which are in `frames` and `table`; what
     segmentations need of it was looked at, other attributes are decoded when they are asked for. `segments` are in the
-    order of SegmentSequence.
+    order of SegmentSequence. `per_frame` is None where the file has no per-frame groups.
     """
 
     header: Dataset
@@ -57,6 +65,7 @@ class Segmentation:
     segments: tuple[DescribedSegment, ...]
     frames: Frames
     table: FrameTable
+    per_frame: PerFrame | None = None
 
     @property
     def sop_instance_uid(self) -> str:

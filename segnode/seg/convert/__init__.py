@@ -16,7 +16,7 @@ from segnode.dicom.uids import derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
 from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
-from segnode.seg.convert.groups import KeptGroups, Written, merge, merged_sources, read_kept_groups
+from segnode.seg.convert.groups import KeptGroups, Written, kept_groups, merge, merged_sources
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
 from segnode.seg.frame_items import FrameItem
@@ -141,7 +141,7 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
         raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
     masks = masks_of(source, target.threshold)
     _require_one_dimension(masks)
-    whole = _Source(masks, read_kept_groups(data))
+    whole = _Source(masks, kept_groups(source))
     if target.type == "LABELMAP":
         return _labelmaps(whole, target, now)
     return [_stack_of_segments(whole, target, now)]

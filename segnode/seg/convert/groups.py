@@ -4,22 +4,19 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from io import BytesIO
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from pydicom.datadict import keyword_for_tag
-from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
-from segnode.dicom.elements import ITEM, Buffer, Element, elements
+from segnode.dicom.elements import ITEM, Element, elements
+from segnode.dicom.reencode import reencoded
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import CannotConvert
 from segnode.seg.frame_groups import Measures, SourceImage, index_values_alone, item_elements, read_frame_groups
-from segnode.seg.read import per_frame_sequence
+from segnode.seg.segmentation import Segmentation
 
 _CONTENT: Final = int(Tag("FrameContentSequence"))
 # Written anew for every frame, of what the table of frames says.
@@ -75,11 +72,11 @@ class KeptGroups:
     own_geometry: frozenset[str] = frozenset()
 
 
-def read_kept_groups(data: Buffer) -> KeptGroups:
-    """The groups of a Part 10 file that go over. Raises NotDicom; CannotConvert for a geometry that only some frames have."""
-    data, sequence = per_frame_sequence(data)
-    if sequence is None:
+def kept_groups(source: Segmentation) -> KeptGroups:
+    """The groups of a Segmentation that go over. Raises NotDicom; CannotConvert for a geometry that only some frames have."""
+    if source.per_frame is None:
         return KeptGroups((), Encoding())
+    data, sequence = source.per_frame
     tag_of = cache(partial(_tag_in, encoding=sequence.encoding))
     frames = [_kept(item, sequence.encoding, tag_of) for item in item_elements(data, sequence)]
     said = {tag: {kept.groups[tag] for kept in frames if tag in kept.groups} for tag in _GEOMETRY}
@@ -200,18 +197,11 @@ def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ..
 
 def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
     """An element in another encoding, little endian. Raises CannotConvert."""
-    if (encoding.implicit_vr, encoding.little_endian) == (wanted.implicit_vr, wanted.little_endian):
-        return element
-    file = DicomBytesIO()
-    file.is_little_endian, file.is_implicit_VR = True, wanted.implicit_vr
     try:
-        dataset = read_dataset(BytesIO(element), encoding.implicit_vr, encoding.little_endian)
-        dataset.decode()
-        write_dataset(file, dataset)
+        return reencoded(element, encoding, wanted)
     except Exception as error:
         what = f"{_name(_tag_in(element, encoding))} of a frame holds values that are not of their VR"
         raise CannotConvert(f"{what} ({type(error).__name__}): they cannot be written in another transfer syntax") from error
-    return file.getvalue()
 
 
 def merged_sources(found: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
