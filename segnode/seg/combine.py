@@ -1,11 +1,12 @@
 """Combining the frames of segments into one labelmap, with every overlap found while they are packed."""
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from segnode.seg.planes import Planes
 
 Labelmap = npt.NDArray[np.unsignedinteger]
 Packed = npt.NDArray[np.uint8]
+Pair = tuple[int, int]
 
-_MOST_NAMED: Final = 5
-# Segments of a plane, and pairs in all, that are counted: a file can hold so many that counting them would take a day.
-_MOST_COMPARED: Final = 1000
-_MOST_PAIRS: Final = 4_000_000
+_MOST_NAMED: Final = 8
+# Bytes of masks that are compared pair by pair, and what a pair costs at least: a file can hold pairs for days.
+_MOST_COMPARED: Final = 1 << 35
+_LEAST_PAIR: Final = 1 << 16
 
 
 def label_type(largest: int) -> "np.dtype[np.unsignedinteger]":
@@ -120,36 +122,55 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         overlapping = list(chain.from_iterable(pool.map(combine, range(0, len(planes), FRAMES_AT_ONCE))))
     if overlapping:
-        counts: Counter[tuple[int, int]] = Counter()
-        compared = 0
-        for plane in overlapping:
-            compared += min(len(placed.at(plane)), _MOST_COMPARED) ** 2
-            if compared > _MOST_PAIRS:
-                break
-            counts.update(overlaps_in(frames, placed.at(plane), number_of_frame))
-        are_all = compared <= _MOST_PAIRS and all(len(placed.at(plane)) <= _MOST_COMPARED for plane in overlapping)
-        raise OverlappingSegments(describe_overlaps(counts, are_all=are_all))
+        counts, are_all = count_overlaps(
+            lambda plane: segments_in(frames, placed.at(plane), number_of_frame), overlapping, frames.shape.size
+        )
+        raise OverlappingSegments(f"segments overlap: {told(counts, are_all=are_all)}; a labelmap holds one segment a voxel")
 
 
-def overlaps_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> Mapping[tuple[int, int], int]:
-    """How many voxels of a plane each pair of segments shares, of the first thousand; frames of one segment do not overlap."""
-    counts: Counter[tuple[int, int]] = Counter()
-    packed = [(number_of_frame[frame], frames.packed(frame)) for frame in of_plane[:_MOST_COMPARED]]
-    for place, (number, bits) in enumerate(packed):
-        for other, other_bits in packed[:place]:
-            shared = int(np.bitwise_count(bits & other_bits).sum())
-            if shared and number != other:
-                counts[min(number, other), max(number, other)] += shared
-    return counts
+def count_overlaps(
+    segments_at: Callable[[int], Mapping[int, Packed]], planes: Iterable[int], size: int
+) -> tuple[Counter[Pair], bool]:
+    """How many voxels pairs of segments share on some planes, whose masks have `size` bytes; and whether all were compared."""
+    counts: Counter[Pair] = Counter()
+    left, are_all = _MOST_COMPARED, True
+    for plane in planes:
+        segments = segments_at(plane)
+        most = math.isqrt(left // max(size, _LEAST_PAIR))
+        if len(segments) > most:
+            are_all, segments = False, dict(islice(segments.items(), most))
+        counts.update(overlapping_voxels(segments))
+        left -= len(segments) ** 2 * max(size, _LEAST_PAIR)
+    return counts, are_all
 
 
-def describe_overlaps(counts: Mapping[tuple[int, int], int], *, are_all: bool = True) -> str:
+def told(counts: Mapping[Pair, int], *, are_all: bool) -> str:
     """Which segments overlap, the largest overlap first; `are_all` unless there were too many pairs to count."""
     pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    named = ", ".join(f"{a} and {b} in {voxels} voxels" for (a, b), voxels in pairs[:_MOST_NAMED])
+    return ("" if are_all else "at least ") + some_of([f"{a} and {b} in {voxels} voxels" for (a, b), voxels in pairs])
+
+
+def some_of(pairs: Sequence[str]) -> str:
+    """The first of many pairs, and how many others there are."""
     more = f", and {len(pairs) - _MOST_NAMED} other pairs" if len(pairs) > _MOST_NAMED else ""
-    least = "" if are_all else "at least "
-    return f"segments overlap: {least}{named or 'some'}{more}; a labelmap holds one segment a voxel"
+    return (", ".join(pairs[:_MOST_NAMED]) or "some") + more
+
+
+def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
+    """How many voxels each pair of the packed segments of one plane shares, the lower number first."""
+    covered: Packed = np.zeros(1, np.uint8)
+    shared = covered
+    for packed in segments.values():
+        covered, shared = covered | packed, shared | (covered & packed)
+    counts: Counter[Pair] = Counter()
+    if not shared.any():
+        return counts
+    inside = {number: cut for number, packed in sorted(segments.items()) if (cut := packed & shared).any()}
+    for place, (number, cut) in enumerate(inside.items()):
+        for other in list(inside)[:place]:
+            if voxels := int(np.bitwise_count(cut & inside[other]).sum()):
+                counts[other, number] += voxels
+    return counts
 
 
 def segments_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> dict[int, Packed]:

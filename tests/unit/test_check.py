@@ -528,18 +528,34 @@ def test_segments_of_two_times_do_not_overlap(valid) -> None:
     assert check(dataset) == ()
 
 
-def test_more_pairs_than_can_be_compared_are_told(slices: Slices) -> None:
-    """What was not compared is no promise: a note, and no error; and it is soon said."""
+def of_tissues(slices: Slices, pixels: np.ndarray) -> Dataset:
+    """A BINARY of as many segments as are stacked, on one plane, that says that none overlap."""
     code = Code("SCT", "85756007", "Tissue")
-    segments = [DescribedSegment(n, f"tissue {n}", code, code, algorithm_type="MANUAL") for n in range(1, 1501)]
+    numbers = range(1, pixels.shape[-1] + 1)
+    segments = [DescribedSegment(n, f"tissue {n}", code, code, algorithm_type="MANUAL") for n in numbers]
     identity = Identity("2.25.15", "2.25.16", "made by a test", CREATED, "serial", "0.1")
-    pixels = np.ones((1, 2, 2, 1500), np.uint8)
     placement = at_positions(slices.images, [(0, 0, 0)])
     dataset = dcmread(BytesIO(write_segmentation(pixels, placement, segments, StoredAs("BINARY"), identity)))
     dataset.SegmentsOverlap = "NO"
+    return dataset
+
+
+def test_more_pairs_than_can_be_compared_are_told(slices: Slices) -> None:
+    """What was compared is an error, of which there may be more; and it is soon said."""
+    dataset = of_tissues(slices, np.ones((1, 2, 2, 1500), np.uint8))
     began = time.monotonic()
-    assert seen(check(dataset)) == {("note", "SegmentsOverlap")}
+    (finding,) = check(dataset)
+    assert (finding.severity, finding.attribute) == ("error", "SegmentsOverlap")
+    assert "overlap: at least 1 and 2 in 4 voxels" in finding.message
     assert time.monotonic() - began < 5
+
+
+def test_what_was_not_compared_is_no_promise(slices: Slices) -> None:
+    """Where segments overlap only behind those that can be compared, there is a note."""
+    pixels = np.eye(1600, dtype=np.uint8)[:, :1500].reshape(1, 40, 40, 1500)
+    pixels[0, 0, 0, -1] = 0
+    pixels[..., -1] = pixels[..., -2]
+    assert seen(check(of_tissues(slices, pixels))) == {("note", "SegmentsOverlap")}
 
 
 def slide_of(kind: str, *, full: bool) -> Dataset:

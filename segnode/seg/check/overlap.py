@@ -10,7 +10,7 @@ from pydicom import Dataset
 from segnode.errors import SegnodeError
 from segnode.seg.check.finding import UNREADABLE, Finding, error, number, text
 from segnode.seg.check.frames import Groups, Says, indices_beside_place
-from segnode.seg.convert.overlap import Pair, overlapping_voxels
+from segnode.seg.combine import Pair, count_overlaps, told
 from segnode.seg.frame_groups import FrameGroups, SlidePlace, frame_table
 from segnode.seg.masks import Masks
 from segnode.seg.pixels import frames_of
@@ -19,10 +19,6 @@ from segnode.seg.read import tiled_full
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 
 _CLAUSE: Final = "PS3.3 C.8.20.2"
-_MOST_NAMED: Final = 5
-# Bytes of masks that are compared pair by pair, and what a pair costs at least: a file can hold pairs for days.
-_MOST_COMPARED: Final = 1 << 35
-_LEAST_PAIR: Final = 1 << 14
 
 
 def check_overlap(dataset: Dataset, groups: Groups, described: Sequence[int]) -> Iterator[Finding]:
@@ -36,28 +32,15 @@ def check_overlap(dataset: Dataset, groups: Groups, described: Sequence[int]) ->
         yield Finding("note", "SegmentsOverlap", _CLAUSE, what)
         return
     if counts:
-        named = ", ".join(f"{a} and {b} in {voxels} voxels" for (a, b), voxels in counts.most_common(_MOST_NAMED))
-        more = f", and {len(counts) - _MOST_NAMED} other pairs" if len(counts) > _MOST_NAMED else ""
-        least = "" if are_all else "at least "
-        yield error("SegmentsOverlap", _CLAUSE, f"is NO, but segments overlap: {least}{named}{more}; write YES")
+        yield error("SegmentsOverlap", _CLAUSE, f"is NO, but segments overlap: {told(counts, are_all=are_all)}; write YES")
     elif not are_all:
         what = "was not held against all pixels: there are too many segments in one place"
         yield Finding("note", "SegmentsOverlap", _CLAUSE, what)
 
 
 def _overlaps(masks: Masks) -> tuple[Counter[Pair], bool]:
-    """How many voxels pairs of segments share, plane by plane, and whether all of them were compared."""
-    counts: Counter[Pair] = Counter()
-    cost_of_pair = max(masks.segmentation.frames.shape.size, _LEAST_PAIR)
-    left, are_all = _MOST_COMPARED, True
-    for plane, frames in enumerate(masks.frames_of_plane):
-        cost = len(frames) ** 2 * cost_of_pair
-        if cost > left:
-            are_all = False
-        elif len(frames) > 1 and (found := overlapping_voxels(masks.at(plane))):
-            counts.update(found)
-            left -= cost
-    return counts, are_all
+    shared = [plane for plane, frames in enumerate(masks.frames_of_plane) if len(frames) > 1]
+    return count_overlaps(masks.at, shared, masks.segmentation.frames.shape.size)
 
 
 def _masks(dataset: Dataset, groups: Groups, described: Sequence[int]) -> Masks:

@@ -15,10 +15,10 @@ from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
-from segnode.seg.combine import Labelmap, Packed, combine_segments, label_type
+from segnode.seg.combine import Labelmap, Packed, Pair, combine_segments, label_type, overlapping_voxels, some_of
 from segnode.seg.convert.groups import KeptGroups, Written, kept_groups, merge, merged_sources
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
-from segnode.seg.convert.overlap import Grouping, Pair, fewest_groups, overlapping_voxels
+from segnode.seg.convert.overlap import Grouping, fewest_groups
 from segnode.seg.frame_items import FrameItem
 from segnode.seg.masks import Masks, masks_of, of_each_plane
 from segnode.seg.part10 import part10
@@ -35,7 +35,6 @@ OverlapPolicy = Literal["error", "split", "priority"]
 
 _FULL_FRACTION: Final = 255
 _SAME_PLACE_MM: Final = 0.1
-_MOST_NAMED: Final = 8
 _PLACES: Final = frozenset(
     (
         0x00200032,  # ImagePositionPatient
@@ -159,7 +158,10 @@ def _labelmaps(converting: _Source, target: Target, now: datetime) -> list[Conve
     if not overlaps:
         return [_labelmap(converting, target, whole, source.numbers, now)]
     if target.overlap == "error":
-        raise OverlappingSegments(_told(overlaps))
+        raise OverlappingSegments(
+            f"segments overlap: {some_of([*map(str, overlaps)])}; a LABELMAP holds one segment a voxel: have them split into"
+            " several objects (split), or say which segment comes first (priority)"
+        )
     if target.overlap == "priority":
         order = _order(source, target.priority, overlaps)
         whole = _encode_labels(masks, everything, target.codec, dtype, lambda segments: _by_priority(segments, order), counts)
@@ -173,15 +175,6 @@ def _labelmaps(converting: _Source, target: Target, now: datetime) -> list[Conve
 
 def _overlap(source: Segmentation, pair: Pair, voxels: int) -> Overlap:
     return Overlap(pair, (source.segment[pair[0]].label, source.segment[pair[1]].label), voxels)
-
-
-def _told(overlaps: Sequence[Overlap]) -> str:
-    more = f", and {len(overlaps) - _MOST_NAMED} other pairs" if len(overlaps) > _MOST_NAMED else ""
-    named = ", ".join(map(str, overlaps[:_MOST_NAMED]))
-    return (
-        f"segments overlap: {named}{more}; a LABELMAP holds one segment a voxel: have them split into several objects"
-        " (split), or say which segment comes first (priority)"
-    )
 
 
 def _encode_labels(
@@ -242,9 +235,7 @@ def _order(source: Segmentation, priority: Sequence[int], overlaps: Iterable[Ove
     rank = {number: place for place, number in reversed(list(enumerate(priority)))}
     open_pairs = [overlap for overlap in overlaps if not set(overlap.numbers) & rank.keys()]
     if open_pairs:
-        raise OverlappingSegments(
-            f"segments overlap, and priority names neither of them: {', '.join(map(str, open_pairs[:_MOST_NAMED]))}"
-        )
+        raise OverlappingSegments(f"segments overlap, and priority names neither of them: {some_of([*map(str, open_pairs)])}")
     return rank
 
 

@@ -1,15 +1,11 @@
-"""Overlapping segments: which pairs share voxels, and the fewest groups without an overlap (colouring the overlap graph)."""
+"""Overlapping segments: the fewest groups without an overlap (colouring the overlap graph)."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
+from segnode.seg.combine import Pair
 
-from segnode.seg.combine import Packed
-
-Pair = tuple[int, int]
 Neighbours = Mapping[int, frozenset[int]]
 
 # Up to so many overlapping segments the fewest groups are searched for; beyond, the search may take too long.
@@ -27,23 +23,6 @@ class Grouping:
     def is_fewest(self) -> bool:
         """Whether it is proved that there cannot be fewer groups."""
         return len(self.groups) == self.lower_bound
-
-
-def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
-    """How many voxels each pair of the packed segments of one plane shares, the lower number first."""
-    covered: Packed = np.zeros(1, np.uint8)
-    shared = covered
-    for packed in segments.values():
-        covered, shared = covered | packed, shared | (covered & packed)
-    counts: Counter[Pair] = Counter()
-    if not shared.any():
-        return counts
-    inside = {number: cut for number, packed in sorted(segments.items()) if (cut := packed & shared).any()}
-    for place, (number, cut) in enumerate(inside.items()):
-        for other in list(inside)[:place]:
-            if voxels := int(np.bitwise_count(cut & inside[other]).sum()):
-                counts[other, number] += voxels
-    return counts
 
 
 def fewest_groups(numbers: Sequence[int], overlapping: Iterable[Pair]) -> Grouping:
