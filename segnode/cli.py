@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segnode.backup import Watch
     from segnode.pipeline.replay import Replayed
     from segnode.pipeline.trial import SeriesTrial
+    from segnode.store.jobs import Jobs
 
 _config_option = click.option(
     "--config",
@@ -184,12 +185,7 @@ def show(config: Config, job_id: str, *, as_json: bool) -> None:
 @click.pass_obj
 def retry(config: Config, job_id: str) -> None:
     """Have a failed or cancelled job done again: its result where there is none, else the deliveries that failed."""
-    from segnode.node import open_jobs
-
-    rows = open_jobs(config)
-    job = rows.beginning(job_id)
-    rows.retry(job.id, time.time())
-    click.echo(f"{job.id} is tried again")
+    _steer(config, job_id, lambda rows: rows.retry, "is tried again")
 
 
 @jobs.command()
@@ -197,12 +193,7 @@ def retry(config: Config, job_id: str) -> None:
 @click.pass_obj
 def release(config: Config, job_id: str) -> None:
     """Have the result of a job that is held go its way as it is, once a person has looked at it."""
-    from segnode.node import open_jobs
-
-    rows = open_jobs(config)
-    job = rows.beginning(job_id)
-    rows.release(job.id, time.time())
-    click.echo(f"{job.id} is released")
+    _steer(config, job_id, lambda rows: rows.release, "is released")
 
 
 @jobs.command()
@@ -210,12 +201,7 @@ def release(config: Config, job_id: str) -> None:
 @click.pass_obj
 def cancel(config: Config, job_id: str) -> None:
     """Have a job that goes on end here: what is not delivered yet is not delivered."""
-    from segnode.node import open_jobs
-
-    rows = open_jobs(config)
-    job = rows.beginning(job_id)
-    rows.cancel(job.id, time.time())
-    click.echo(f"{job.id} is cancelled")
+    _steer(config, job_id, lambda rows: rows.cancel, "is cancelled")
 
 
 @jobs.command("replay")
@@ -409,6 +395,15 @@ def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
 
 
 main.add_command(seg)
+
+
+def _steer(config: Config, job_id: str, act: "Callable[[Jobs], Callable[[str, float], None]]", done: str) -> None:
+    from segnode.node import open_jobs
+
+    rows = open_jobs(config)
+    job = rows.beginning(job_id)
+    act(rows)(job.id, time.time())
+    click.echo(f"{job.id} {done}")
 
 
 def _outcome(replayed: "Replayed") -> str:

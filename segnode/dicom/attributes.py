@@ -40,6 +40,28 @@ INSTANCE_ATTRIBUTES: Final = (
     "ContentDate",
     "ContentTime",
 )
+# Of patient and study in what is made of images, in whatever form it is made: copied from them, where they have it,
+COPIED_ATTRIBUTES: Final = (
+    "SpecificCharacterSet",
+    "TimezoneOffsetFromUTC",
+    *STUDY_ATTRIBUTES,
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyInstanceUID",
+)
+# and of type 2, so written empty where the source lacks it (PS3.3 C.7.1.1, C.7.2.1).
+TYPE_2_ATTRIBUTES: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 UID_ATTRIBUTES: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 # Of patient, study and series: one value for all images of a series, which the index keeps.

@@ -12,6 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.tag import Tag
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -48,12 +49,17 @@ def part10_of_groups(header: Dataset, groups: bytes, pixels: bytes | memoryview,
     return _assembled(header, {_PER_FRAME: groups} if groups else {}, pixels, codec)
 
 
+def part10_without_pixels(dataset: Dataset) -> bytes:
+    """A Part 10 file of an object that has no pixels, explicit little endian."""
+    encoding = encoding_of(ExplicitVRLittleEndian)
+    return _meta(dataset, ExplicitVRLittleEndian) + _data_set(dataset, encoding, _charset(dataset))
+
+
 def _assembled(header: Dataset, values: Mapping[int, bytes], pixels: bytes | memoryview, codec: Codec) -> bytes:
     """The file, with sequences whose values are bytes by their tag."""
     encoding = encoding_of(codec.transfer_syntax_uid)
     words = not codec.encapsulated and header.BitsAllocated == 16
-    said = header.get("SpecificCharacterSet") or default_encoding
-    charset = said if isinstance(said, str) else [str(each) for each in said]
+    charset = _charset(header)
     body: list[bytes | memoryview] = []
     begin = 0
     for tag, value in sorted(values.items()):
@@ -70,7 +76,12 @@ def _assembled(header: Dataset, values: Mapping[int, bytes], pixels: bytes | mem
         deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         body = [*(deflater.compress(part) for part in body), deflater.flush()]
         body.append(b"\0" * (sum(map(len, body)) % 2))
-    return b"".join((_meta(header, codec), *body))
+    return b"".join((_meta(header, codec.transfer_syntax_uid), *body))
+
+
+def _charset(header: Dataset) -> str | list[str]:
+    said = header.get("SpecificCharacterSet") or default_encoding
+    return said if isinstance(said, str) else [str(each) for each in said]
 
 
 def _length(pixels: bytes | memoryview, codec: Codec) -> int:
@@ -90,12 +101,12 @@ def _data_set(dataset: Dataset, encoding: Encoding, charset: str | list[str]) ->
     return file.getvalue()
 
 
-def _meta(header: Dataset, codec: Codec) -> bytes:
+def _meta(header: Dataset, transfer_syntax_uid: str) -> bytes:
     """Preamble and file meta information (PS3.10 7.1)."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = header.SOPClassUID
     meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-    meta.TransferSyntaxUID = codec.transfer_syntax_uid
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     file = DicomBytesIO()

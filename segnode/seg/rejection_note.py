@@ -2,35 +2,18 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from io import BytesIO
 from typing import Final
 
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorage
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 
+from segnode.dicom.attributes import COPIED_ATTRIBUTES
 from segnode.dicom.codes import PROCESSING_EQUIPMENT, REJECTED, Code
-from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, derived_uid
+from segnode.dicom.uids import MANUFACTURER, derived_uid
 from segnode.seg.header_items import code_item, contribution_item, set_creation
+from segnode.seg.part10 import part10_without_pixels
 
-_COPIED: Final = (
-    "SpecificCharacterSet",
-    "TimezoneOffsetFromUTC",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "StudyDescription",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "SoftwareVersions",
-    "DeviceSerialNumber",
-)
+_COPIED: Final = (*COPIED_ATTRIBUTES, "SoftwareVersions", "DeviceSerialNumber")
 _TITLE_MODIFIER: Final = Code("DCM", "113011", "Document Title Modifier")
 _DESCRIPTION: Final = Code("DCM", "113012", "Key Object Description")
 # Of the reasons in CID 7011 none is that there is a better one; the text says it.
@@ -73,7 +56,7 @@ def rejection_note(rejected: str, replacement: Dataset, identity: NoteIdentity) 
     note.ContributingEquipmentSequence = [contribution]
     note.CurrentRequestedProcedureEvidenceSequence = [_evidence(rejected, replacement)]
     _set_content(note, rejected, replacement)
-    return _part10(note)
+    return part10_without_pixels(note)
 
 
 def _evidence(rejected: str, replacement: Dataset) -> Dataset:
@@ -120,14 +103,3 @@ def _content(relationship: str, value_type: str, concept: Code | None) -> Datase
     if concept is not None:
         item.ConceptNameCodeSequence = [code_item(concept)]
     return item
-
-
-def _part10(note: Dataset) -> bytes:
-    note.file_meta = FileMetaDataset()
-    note.file_meta.MediaStorageSOPClassUID, note.file_meta.MediaStorageSOPInstanceUID = note.SOPClassUID, note.SOPInstanceUID
-    note.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    note.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    note.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    file = BytesIO()
-    note.save_as(file, enforce_file_format=True)
-    return file.getvalue()

@@ -543,11 +543,11 @@ def of_tissues(slices: Slices, pixels: np.ndarray) -> Dataset:
 def test_more_pairs_than_can_be_compared_are_told(slices: Slices) -> None:
     """What was compared is an error, of which there may be more; and it is soon said."""
     dataset = of_tissues(slices, np.ones((1, 2, 2, 1500), np.uint8))
-    began = time.monotonic()
+    began = time.process_time()
     (finding,) = check(dataset)
     assert (finding.severity, finding.attribute) == ("error", "SegmentsOverlap")
     assert "overlap: at least 1 and 2 in 4 voxels" in finding.message
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_what_was_not_compared_is_no_promise(slices: Slices) -> None:

@@ -198,8 +198,8 @@ def test_what_is_committed_late_is_told(node: Node, told: Told) -> None:
     assert [event["data"]["job"]["id"] for event in events(told)] == ["a", "b"]
 
 
-def test_older_database_is_opened(tmp_path: Path) -> None:
-    """The rows of jobs that were there before are told of, once they have changed."""
+def test_changes_are_found_by_an_index(tmp_path: Path) -> None:
+    """In a database that had jobs before it had webhooks, what changed since is not looked for in every row."""
     engine = open_database(tmp_path / "pipeline.sqlite")
     Jobs(engine)
     Notices(engine)

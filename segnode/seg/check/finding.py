@@ -15,6 +15,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
+from segnode.dicom.attributes import COPIED_ATTRIBUTES
 from segnode.dicom.uids import is_uid
 from segnode.errors import UnreadablePixels
 
@@ -220,28 +221,11 @@ _LENGTHS: Final = {"AE": 16, "AS": 4, "CS": 16, "DA": 8, "DS": 16, "DT": 26, "IS
 _ONE_VALUE_LENGTHS: Final = {"ST": 1024, "LT": 10240}
 _SIZES: Final = {"US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4}
 _CODE_STRING: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _")
-_FROM_THE_SOURCE: Final = frozenset(
-    {
-        "PatientName",
-        "PatientID",
-        "IssuerOfPatientID",
-        "PatientBirthDate",
-        "PatientSex",
-        "PatientAge",
-        "PatientSize",
-        "PatientWeight",
-        "StudyDate",
-        "StudyTime",
-        "StudyID",
-        "StudyDescription",
-        "AccessionNumber",
-        "ReferringPhysicianName",
-        "PositionReferenceIndicator",
-        "TimezoneOffsetFromUTC",
-        "LossyImageCompressionRatio",
-        "LossyImageCompressionMethod",
-    }
-)
+_FROM_THE_SOURCE: Final = frozenset(COPIED_ATTRIBUTES) - {"SpecificCharacterSet", "StudyInstanceUID"} | {
+    "PositionReferenceIndicator",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+}
 
 
 def _element(item: Dataset, tag: BaseTag, element: DataElement | RawDataElement, path: str) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from pydicom import DataElement, Dataset
 
+from segnode.dicom.attributes import TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import CannotConvert
@@ -49,18 +50,7 @@ _DROPPED: Final = (
     "DataSetTrailingPadding",
 )
 # Type 2 of every SEG: written empty where the source lacks them.
-_REQUIRED_THOUGH_EMPTY: Final = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "ContentDescription",
-)
+_REQUIRED_THOUGH_EMPTY: Final = (*TYPE_2_ATTRIBUTES, "ContentDescription")
 _SEGMENT: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence")
 
 

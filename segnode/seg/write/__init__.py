@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
+from segnode.dicom.attributes import COPIED_ATTRIBUTES, TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import PROCESSING_EQUIPMENT, REPLACED, SEGMENTATION, SOURCE_IMAGE
 from segnode.dicom.geometry import Vector
 from segnode.dicom.transfer_syntaxes import encoding_of
@@ -48,40 +49,8 @@ __all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_label
 # Part of every derived UID: raise it when the same labels are written as another object.
 ENCODER_REVISION: Final = "4"
 
-_COPIED = (
-    "SpecificCharacterSet",
-    "TimezoneOffsetFromUTC",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "StudyDescription",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-)
-# Type 2 there, type 2 here: written empty where the source lacks them.
-_REQUIRED_THOUGH_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-)
+_COPIED: Final = (*COPIED_ATTRIBUTES, "FrameOfReferenceUID", "PositionReferenceIndicator")
+_REQUIRED_THOUGH_EMPTY: Final = (*TYPE_2_ATTRIBUTES, "PositionReferenceIndicator")
 _SPECIMEN = (
     "ContainerIdentifier",
     "IssuerOfTheContainerIdentifierSequence",
