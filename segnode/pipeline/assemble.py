@@ -59,12 +59,8 @@ class Assembler:
         held = {image.sop_instance_uid: image for image in self.index.images(str(slices.images[0].SeriesInstanceUID))}
         return volume_of(slices, (self._stored_values(image, held[str(image.SOPInstanceUID)]) for image in slices.images))
 
-    def headers(self, job: Job) -> list[Dataset]:
-        """The headers of the images that a job was decided on, in the order of their UIDs. Raises Superseded, NotAVolume."""
-        return [self._read(image, with_pixels=False) for image in self._held(job)]
-
     def images(self, job: Job) -> Iterator[Dataset]:
-        """As headers, with their pixels, one at a time."""
+        """The images that a job was decided on, with their pixels, one at a time. Raises Superseded, NotAVolume."""
         return (self._read(image, with_pixels=True) for image in self._held(job))
 
     def _stored_values(self, header: Dataset, instance: Instance) -> npt.NDArray[np.number]:

@@ -53,10 +53,9 @@ class Encoder:
             part10 = self.labelmaps.held(job.id) if job.is_released else None
             if part10 is None:
                 part10 = self._write(job, rule, slices, sop_instance_uid)
-                _require_sound(part10)
-                returned = self.labelmaps.returned(job.id)
-                # Headers of its own: those of the slices have gone through the encoder.
-                require_placed(part10, self.assembler.headers(job), returned.labels, rule.dictionary)
+                seg, returned = dcmread(BytesIO(part10)), self.labelmaps.returned(job.id)
+                _require_sound(seg)
+                require_placed(seg, returned.images, returned.labels, rule.dictionary)
                 if returned.wrong_sides and rule.config.laterality == "hold" and not job.is_released:
                     self._hold(job, part10, returned.wrong_sides)
                     return
@@ -118,9 +117,9 @@ class Encoder:
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _require_sound(part10: bytes) -> None:
+def _require_sound(seg: Dataset) -> None:
     """A defect of ours stays in the house; the pixels need no look: they were mapped to the dictionary's numbers."""
-    findings = check_attributes(dcmread(BytesIO(part10), stop_before_pixels=True))
+    findings = check_attributes(seg)
     wrong = [f"{f.attribute} {f.message} ({f.clause})" for f in findings if f.severity == "error"]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""

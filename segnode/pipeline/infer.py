@@ -50,7 +50,7 @@ class Inferrer:
         with ThreadPoolExecutor(1, "proof") as beside:
             proof = beside.submit(require_images_in_volume, volume, self.assembler.images(job))
             labelmap = run_model(model, volume, rule.model.name)
-            proof.result()
+            images = proof.result()
         labels = model_labels(labelmap, volume.sop_instance_uids)
         numbers = segment_numbers(labelmap, rule.dictionary)
         judgement = judge(labelmap, slices.images, rule.dictionary, middle) if middle else NOTHING_WRONG
@@ -60,7 +60,7 @@ class Inferrer:
         if rule.config.laterality == "warn":
             notes.extend(judgement.wrong)
         self.jobs.note(job.id, "; ".join(notes))
-        self.labelmaps.save(job.id, numbers, Returned(labels, judgement.wrong))
+        self.labelmaps.save(job.id, numbers, Returned(labels, images, judgement.wrong))
 
 
 def run_model(model: Model, volume: Volume, name: str) -> npt.NDArray[np.integer]:

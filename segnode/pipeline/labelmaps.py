@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from segnode.pipeline.placement_proof import ModelLabels
+from segnode.pipeline.placement_proof import ModelLabels, SourceHeader
 from segnode.store.objects import room_for
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """What a model returned, as it came, and which of its segments lie on a wrong side."""
+    """What a model returned, as it came, for which images, and which of its segments lie on a wrong side."""
 
     labels: ModelLabels
+    images: list[SourceHeader]
     wrong_sides: tuple[str, ...] = ()
 
 

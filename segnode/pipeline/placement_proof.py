@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels.utils import iter_pixels, pixel_array
@@ -86,46 +85,78 @@ class ImagePlane:
         return np.asarray(self.position + rows.mean() * self.down + columns.mean() * self.across)
 
 
-def plane_of(image: Dataset) -> ImagePlane:
-    """Where the pixels of a single-frame image lie, by its header."""
-    return _plane(image, image, image, image)
+class SourceHeader(msgspec.Struct, frozen=True):
+    """Of a source image, as its file says it: whose it is, and where its pixels lie."""
+
+    sop_instance_uid: str
+    study_instance_uid: str
+    patient_id: str
+    frame_of_reference_uid: str
+    position: list[float]
+    orientation: list[float]
+    spacing: list[float]
+    rows: int
+    columns: int
+
+    @property
+    def plane(self) -> ImagePlane:
+        """Where its pixels lie."""
+        return _plane(self.position, self.orientation, self.spacing, (self.rows, self.columns))
 
 
-def _plane(position: Dataset, orientation: Dataset, measures: Dataset, size: Dataset) -> ImagePlane:
-    cosines = [float(cosine) for cosine in orientation.ImageOrientationPatient]
-    between_rows, between_columns = (float(spacing) for spacing in measures.PixelSpacing)
-    return ImagePlane(
-        np.array([float(number) for number in position.ImagePositionPatient]),
-        np.array(cosines[3:]) * between_rows,
-        np.array(cosines[:3]) * between_columns,
-        int(size.Rows),
-        int(size.Columns),
+def source_header(image: Dataset) -> SourceHeader:
+    """What the proof needs of a single-frame image."""
+    return SourceHeader(
+        str(image.SOPInstanceUID),
+        str(image.get("StudyInstanceUID") or ""),
+        str(image.get("PatientID") or ""),
+        str(image.get("FrameOfReferenceUID") or ""),
+        _floats(image.ImagePositionPatient),
+        _floats(image.ImageOrientationPatient),
+        _floats(image.PixelSpacing),
+        int(image.Rows),
+        int(image.Columns),
     )
 
 
-def require_images_in_volume(volume: Volume, images: Iterable[Dataset]) -> None:
+def plane_of(image: Dataset) -> ImagePlane:
+    """Where the pixels of a single-frame image lie, by its header."""
+    return source_header(image).plane
+
+
+def _plane(position: list[float], orientation: list[float], spacing: list[float], size: tuple[int, int]) -> ImagePlane:
+    between_rows, between_columns = spacing
+    down, across = np.array(orientation[3:]) * between_rows, np.array(orientation[:3]) * between_columns
+    return ImagePlane(np.array(position), down, across, *size)
+
+
+def _floats(values: Iterable[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def require_images_in_volume(volume: Volume, images: Iterable[Dataset]) -> list[SourceHeader]:
     """Prove that each slice of a volume is the image it is said to be, in pixels and in place, and that none is lost.
 
     `images` are those of the series, read from where they are kept, with their pixels, in any order; only localizers may be
-    left out. Raises Misplaced.
+    left out. What the files of the slices say is what their SEG is to be proven against. Raises Misplaced.
     """
     number_of = {uid: number for number, uid in enumerate(volume.sop_instance_uids)}
     to_index = np.asarray(np.linalg.inv(volume.affine), np.float64)
-    seen = set()
+    seen: dict[str, SourceHeader] = {}
     for image in images:
         uid = str(image.SOPInstanceUID)
         if uid in number_of:
-            seen.add(uid)
-            _require_slice(volume.array[number_of[uid]], number_of[uid], to_index, image)
+            seen[uid] = source_header(image)
+            _require_slice(volume.array[number_of[uid]], number_of[uid], to_index, image, seen[uid].plane)
         elif "LOCALIZER" not in (image.get("ImageType") or ()):
             raise Misplaced(f"SOP instance {uid} is no slice of the volume, and no localizer")
     if not len(volume.array) == len(volume.sop_instance_uids) == len(seen):
         raise Misplaced(f"the volume has {len(volume.array)} slices, of which {len(seen)} are images of the series")
+    return [*seen.values()]
 
 
-def _require_slice(values: npt.NDArray[np.float32], number: int, to_index: Numbers, image: Dataset) -> None:
+def _require_slice(values: npt.NDArray[np.float32], number: int, to_index: Numbers, image: Dataset, plane: ImagePlane) -> None:
     what = f"slice {number + 1} of the volume and its image (SOP instance {image.SOPInstanceUID})"
-    plane = plane_of(image)
     rows, columns = values.shape
     if (plane.rows, plane.columns) != (rows, columns):
         raise Misplaced(f"{what} differ in size")
@@ -139,13 +170,11 @@ def _require_slice(values: npt.NDArray[np.float32], number: int, to_index: Numbe
         raise Misplaced(f"{what} hold different pixels")
 
 
-def require_placed(part10: bytes, images: Sequence[Dataset], labels: ModelLabels, dictionary: LabelDictionary) -> None:
-    """Prove of a LABELMAP SEG that it says in the patient's space what the model returned.
+def require_placed(seg: Dataset, images: Sequence[SourceHeader], labels: ModelLabels, dictionary: LabelDictionary) -> None:
+    """Prove of a LABELMAP SEG, as its bytes are read, that it says in the patient's space what the model returned.
 
-    `images` are the headers of the source images. Raises Misplaced, saying what differs: which segment, on which image, how
-    far in mm.
+    `images` are the source images. Raises Misplaced, saying what differs: which segment, on which image, how far in mm.
     """
-    seg = dcmread(BytesIO(part10))
     sources = _in_order(images, labels)
     _require_same_patient(seg, next(iter(sources.values())).header)
     _require_same_segments(seg, dictionary)
@@ -164,7 +193,7 @@ class _Source:
     """A source image: its place in the order along the normal, from 1."""
 
     number: int
-    header: Dataset
+    header: SourceHeader
     plane: ImagePlane
 
 
@@ -176,9 +205,9 @@ class _Frame:
     made_from: str
 
 
-def _in_order(images: Sequence[Dataset], labels: ModelLabels) -> Mapping[str, _Source]:
+def _in_order(images: Sequence[SourceHeader], labels: ModelLabels) -> Mapping[str, _Source]:
     """The images that the model has labelled, by UID, in their order along the normal."""
-    planes = {str(image.SOPInstanceUID): (image, plane_of(image)) for image in images}
+    planes = {image.sop_instance_uid: (image, image.plane) for image in images}
     lost = labels.slices.keys() - planes.keys()
     if lost:
         raise Misplaced(f"{len(lost)} images that the model has labelled are not among the source images: {min(lost)}")
@@ -187,11 +216,12 @@ def _in_order(images: Sequence[Dataset], labels: ModelLabels) -> Mapping[str, _S
     return {uid: _Source(number, *planes[uid]) for number, uid in enumerate(in_order, start=1)}
 
 
-def _require_same_patient(seg: Dataset, image: Dataset) -> None:
+def _require_same_patient(seg: Dataset, image: SourceHeader) -> None:
     # Images may be without a frame of reference, which a SEG is not.
-    has_frame = is_uid(str(image.get("FrameOfReferenceUID") or ""))
-    for keyword in ("PatientID", "StudyInstanceUID", *(["FrameOfReferenceUID"] if has_frame else [])):
-        if image.get(keyword) and seg.get(keyword) != image.get(keyword):
+    frame = image.frame_of_reference_uid if is_uid(image.frame_of_reference_uid) else ""
+    said = {"PatientID": image.patient_id, "StudyInstanceUID": image.study_instance_uid, "FrameOfReferenceUID": frame}
+    for keyword, value in said.items():
+        if value and seg.get(keyword) != value:
             raise Misplaced(f"the SEG has not the {keyword} of its images")
 
 
@@ -218,10 +248,11 @@ def _text(value: str | MultiValue[str]) -> str:
 
 def _frames(seg: Dataset) -> list[_Frame]:
     shared = seg.SharedFunctionalGroupsSequence[0]
-    orientation, measures = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
+    orientation = _floats(shared.PlaneOrientationSequence[0].ImageOrientationPatient)
+    spacing, size = _floats(shared.PixelMeasuresSequence[0].PixelSpacing), (int(seg.Rows), int(seg.Columns))
     return [
         _Frame(
-            _plane(groups.PlanePositionSequence[0], orientation, measures, seg),
+            _plane(_floats(groups.PlanePositionSequence[0].ImagePositionPatient), orientation, spacing, size),
             str(groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID),
         )
         for groups in seg.PerFrameFunctionalGroupsSequence
@@ -281,7 +312,7 @@ class _Proof:
         for source in self.sources.values():
             if source.number not in framed and self.returned(source).any():
                 segments = [int(number) for number in np.unique(self.returned(source)) if number]
-                where = f"image {source.number} of {len(self.sources)} (SOP instance {source.header.SOPInstanceUID})"
+                where = f"image {source.number} of {len(self.sources)} (SOP instance {source.header.sop_instance_uid})"
                 raise Misplaced(f"the SEG has no frame on {where}, where the model found segments {segments[:10]}")
 
     def require_same_labels(self) -> None:
@@ -304,7 +335,7 @@ class _Proof:
 
     def returned(self, source: _Source) -> npt.NDArray[np.uint16]:
         """What the model returned for an image, in segment numbers."""
-        values = self.labels.plane(str(source.header.SOPInstanceUID), source.plane)
+        values = self.labels.plane(source.header.sop_instance_uid, source.plane)
         # Mostly a value is the number, and looking each up takes longer than all the rest.
         if self.as_they_are and values.max(initial=0) < len(self.numbers):
             return values.astype(np.uint16)

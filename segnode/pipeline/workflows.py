@@ -28,7 +28,7 @@ from segnode.store.measures import Meter
 _log = structlog.get_logger()
 
 # Raise it when the steps of a workflow change: work of the old version is then started anew from its rows.
-WORKFLOW_VERSION: Final = "2"
+WORKFLOW_VERSION: Final = "3"
 
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"

@@ -1,14 +1,16 @@
 """The proof of placement on any labels, geometry and fault: it refuses what differs, and nothing else."""
 
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 
 from segnode.dicom.volume import order_slices
 from segnode.errors import Misplaced
-from segnode.pipeline.placement_proof import model_labels, require_placed
+from segnode.pipeline.placement_proof import model_labels, require_placed, source_header
 from segnode.seg.forms import FORMS
 from segnode.seg.write import write_labelmap
 from tests.property.test_labelmap import ALGORITHM, IDENTITY, cases, dictionary, headers
@@ -36,7 +38,7 @@ def test_what_differs_is_refused(case, fault: Fault, form, order) -> None:
     order.shuffle(images)
     refused = False
     try:
-        require_placed(part10, images, of_model, dictionary(numbers))
+        require_placed(dcmread(BytesIO(part10)), [source_header(image) for image in images], of_model, dictionary(numbers))
     except Misplaced:
         refused = True
     assert refused == (not np.array_equal(written, labels))

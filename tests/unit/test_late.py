@@ -15,7 +15,7 @@ from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.labelmaps import Labelmaps, Returned
-from segnode.pipeline.placement_proof import model_labels
+from segnode.pipeline.placement_proof import model_labels, source_header
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule
 from segnode.pipeline.sweep import content_digest, decision_of
@@ -63,7 +63,8 @@ class Node:
         job_id = self.decide(rule)
         held = self.receiver.index.images(self.series)
         labels = np.zeros((len(held), 128, 128), np.uint8)
-        returned = Returned(model_labels(labels, [image.sop_instance_uid for image in held]))
+        images = [source_header(image) for image in self.encoder.assembler.images(self.jobs.job(job_id))]
+        returned = Returned(model_labels(labels, [image.sop_instance_uid for image in held]), images)
         self.encoder.labelmaps.save(job_id, labels, returned)
         self.encoder.encode(self.jobs.job(job_id), rule)
         made = self.receiver.index.find(self.jobs.job(job_id).sop_instance_uid)

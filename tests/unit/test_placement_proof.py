@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import highdicom
@@ -22,7 +23,7 @@ from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.labelmaps import Labelmaps
-from segnode.pipeline.placement_proof import model_labels, require_images_in_volume, require_placed
+from segnode.pipeline.placement_proof import SourceHeader, model_labels, require_images_in_volume, require_placed, source_header
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import content_digest, decision_of
@@ -394,10 +395,15 @@ class Case:
         dictionary = options.get("dictionary", DICTIONARY)
         return write_labelmap(labels, self.slices.affine, given, dictionary, ALGORITHM, identity, options.get("form", FORM))
 
+    @property
+    def headers(self) -> list[SourceHeader]:
+        """What the proof has of the images."""
+        return [source_header(image) for image in self.slices.images]
+
     def prove(self, part10: bytes) -> None:
         """Prove a SEG against this."""
         uids = [str(image.SOPInstanceUID) for image in self.slices.images]
-        require_placed(part10, self.slices.images, model_labels(self.returned, uids), DICTIONARY)
+        require_placed(dcmread(BytesIO(part10)), self.headers, model_labels(self.returned, uids), DICTIONARY)
 
 
 @pytest.fixture
@@ -489,7 +495,7 @@ def test_images_that_the_encoder_has_lost(case: Case) -> None:
     """The model's own list of images is what is proven, whatever list the encoder has."""
     uids = [str(image.SOPInstanceUID) for image in case.slices.images]
     with pytest.raises(Misplaced, match="1 images that the model has labelled are not among the source images"):
-        require_placed(case.write(), case.slices.images[:-1], model_labels(case.returned, uids), DICTIONARY)
+        require_placed(dcmread(BytesIO(case.write())), case.headers[:-1], model_labels(case.returned, uids), DICTIONARY)
 
 
 @pytest.mark.parametrize("wrong", [{"label": "Two"}, {"type": LEFT}, {"modifier": LEFT}, {"region": LEFT}])
