@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -242,17 +243,22 @@ class _Worker:
         wiring = self._wire(self._config, {})
         executor_id = _kept(self._config.data / "executor-id", lambda: secrets.token_hex(8))
         database = workflow_database(self._config.data / "workflows.sqlite")
-        workflows = Workflows(wiring.stages, database, executor_id, _SWEEP_S)
+        woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        workflows = Workflows(wiring.stages, database, executor_id, partial(os.eventfd_write, woken, 1))
         _start_heart(self._store, self._receiver.meter, self._lease, lambda: 0)
         threading.Thread(target=self._tidy, args=(workflows,), name="tidying", daemon=True).start()
         ready()
-        while not stop.wait(_SWEEP_S):
+        due_in = _SWEEP_S
+        while not stop.wait(min(due_in, _SWEEP_S), woken):
+            with suppress(BlockingIOError):
+                os.eventfd_read(woken)
+            due_in = _SWEEP_S
             if reload.wait(0):
                 reload.forget()
                 wiring = self._reloaded(wiring, inherited)
                 workflows.stages = wiring.stages
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
-                wiring.sweep.decide()
+                due_in = wiring.sweep.decide()
                 wiring.dispatch.give_up(time.time())
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
             with _going_on("rejecting broke"):
@@ -425,9 +431,9 @@ class _Told:
             signal.signal(number, lambda *_: os.eventfd_write(self._count, 1))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait that long for it at most; whether it has come."""
-        return bool(select.select([self._count], [], [], seconds)[0])
+    def wait(self, seconds: float, *woken: int) -> bool:
+        """Wait that long for it at most, or until one of some descriptors can be read; whether it has come."""
+        return self._count in select.select([self._count, *woken], [], [], seconds)[0]
 
     def forget(self) -> None:
         """Wait for the next."""

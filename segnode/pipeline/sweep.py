@@ -1,5 +1,6 @@
 """The sweep: which series are complete and what is to be done with them follows from rows, again and again."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -37,10 +38,14 @@ class Sweep:
     ask: Callable[[str, QuietSeries], None]
     clock: Callable[[], float]
 
-    def decide(self) -> None:
-        """Commit a decision for each series and rule whose time has come."""
+    def decide(self) -> float:
+        """Commit a decision for each series and rule whose time has come; in how many seconds the next comes by itself."""
+        due_in = math.inf
         for series in self.index.quiet_series():
             self.consider(series)
+            since = self.clock() - series.last_received_at
+            due_in = min((due_in, *(rule.config.quiet - since for rule in self.rules if rule.config.quiet > since)))
+        return due_in
 
     def consider(self, series: QuietSeries) -> None:
         """Ask every rule that selects the series; one that was loaded after the last image came is not asked.

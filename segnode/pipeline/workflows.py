@@ -6,7 +6,7 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,10 +30,8 @@ _log = structlog.get_logger()
 # Raise it when the steps of a workflow change: work of the old version is then started anew from its rows.
 WORKFLOW_VERSION: Final = "3"
 
-_MAKE_QUEUE: Final = "make"
-_DELIVER_QUEUE: Final = "deliver"
-# The engine looks into a queue every half second: what it takes out at once bounds how many it can do in a second.
-_TAKEN_AT_ONCE: Final = 8
+# One is made at a time; the next is at hand when it ends.
+_MADE_AT_ONCE: Final = 2
 # How many a destination may have at once is seen to where they are chosen: here none is to wait for another's.
 _DELIVERED_AT_ONCE: Final = 64
 _REPEAT_S: Final = 5.0
@@ -115,11 +113,13 @@ def _unforeseen(error: Exception) -> str:
 class Workflows:
     """The engine, running: one per worker process, under an executor id that no other process uses.
 
-    What begins after `stages` is set anew runs on the new ones.
+    What begins after `stages` is set anew runs on the new ones. `ended` is called, in any thread, when a workflow ends: then
+    rows may ask for another.
     """
 
-    def __init__(self, stages: Stages, database_url: str, executor_id: str, poll_s: float) -> None:
+    def __init__(self, stages: Stages, database_url: str, executor_id: str, ended: Callable[[], None]) -> None:
         self.stages = stages
+        self._ended = ended
         self._one_at_a_time = threading.Lock()
         DBOS(config=_engine_config(database_url, executor_id))
 
@@ -148,28 +148,37 @@ class Workflows:
                 attempt(job_id, destination, number)
 
         self._make, self._deliver = make, deliver
-        self._asked: frozenset[str] = frozenset()
+        self._begun: set[str] = set()
         self._working: set[str] = set()
         self._idle: frozenset[str] = frozenset()
         self._look_at = time.monotonic() + _LOOK_S
         DBOS.launch()
-        DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=_TAKEN_AT_ONCE, polling_interval_sec=poll_s)
-        DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=_DELIVERED_AT_ONCE, polling_interval_sec=poll_s)
 
     def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
-        """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""
+        """Have the SEGs of these jobs made and these deliveries attempted, as far as there is room now.
+
+        What was asked for before is the same workflow; what there is no room for is to be asked for again. The rows are the
+        queue: one of the engine's own would be looked into every half second, and hold what a person has cancelled.
+        """
         make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in attempts}
         deliver = {_workflow_id("deliver", *key): key for key in map(_attempt_key, deliveries)}
-        for workflow_id in make.keys() - self._asked:
+        self._begun &= make.keys() | deliver.keys()
+        for workflow_id in self._not_begun(make, _MADE_AT_ONCE):
             with SetWorkflowID(workflow_id):
-                DBOS.enqueue_workflow(_MAKE_QUEUE, self._make, *make[workflow_id])
-        for workflow_id in deliver.keys() - self._asked:
+                DBOS.start_workflow(self._make, *make[workflow_id])
+            self._begun.add(workflow_id)
+        for workflow_id in self._not_begun(deliver, _DELIVERED_AT_ONCE):
             with SetWorkflowID(workflow_id):
-                DBOS.enqueue_workflow(_DELIVER_QUEUE, self._deliver, *deliver[workflow_id])
-        self._asked = frozenset((*make, *deliver))
+                DBOS.start_workflow(self._deliver, *deliver[workflow_id])
+            self._begun.add(workflow_id)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_S
             self._forget_lost()
+
+    def _not_begun(self, asked: Collection[str], at_once: int) -> list[str]:
+        """The first of what is asked for and has not begun, as many as there is room for."""
+        left = [workflow_id for workflow_id in asked if workflow_id not in self._begun]
+        return left[: max(0, at_once - len(asked) + len(left))]
 
     def _forget_lost(self) -> None:
         """Forget workflows whose rows still ask for them and that nobody works on: they are begun anew.
@@ -178,13 +187,13 @@ class Workflows:
         to go on and does not. Seen twice in a row it is lost, and not only about to begin or to be recorded.
         """
         going_on = ["PENDING", *_ENDED]
-        asked = sorted(self._asked)
-        found = DBOS.list_workflows(workflow_ids=asked, status=going_on, load_input=False, load_output=False) if asked else []
+        begun = sorted(self._begun)
+        found = DBOS.list_workflows(workflow_ids=begun, status=going_on, load_input=False, load_output=False) if begun else []
         idle = frozenset(workflow.workflow_id for workflow in found) - self._working
         if lost := sorted(idle & self._idle):
             _log.warning("workflows are lost, and begun anew", workflows=lost)
             DBOS.delete_workflows(lost)
-            self._asked -= set(lost)
+            self._begun -= set(lost)
         self._idle = idle - set(lost)
 
     @contextmanager
@@ -196,6 +205,7 @@ class Workflows:
             yield
         finally:
             self._working.discard(workflow_id)
+            self._ended()
 
     def purge(self, ended_before: float) -> None:
         """Delete the engine's records of workflows that ended before then; what is owed is in our rows."""
