@@ -7,6 +7,7 @@ import tomllib
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -416,27 +417,34 @@ def _require_coherent(config: Config) -> None:
 
 
 def _require_destination(destination: DestinationConfig, path: str) -> None:
-    _require_no_password(destination.to, f"{path}.to")
+    if "://" in destination.to:
+        _require_url(destination.to, f"{path}.to")
     if not is_http(destination.to):
         parse_dimse_address(destination.to, f"{path}.to")
     _require_unique(destination.seg, f"{path}.seg")
     parse_duration(destination.give_up_after, f"{path}.give_up_after")
-    if is_http(destination.to):
-        others = ("calling_ae", "tls"), "is for DIMSE alone; a DICOMweb root that begins with https:// is reached by TLS"
-    else:
-        others = ("auth", "proxy"), "is for DICOMweb alone; to DIMSE a node shows calling_ae, and with tls = true a certificate"
-    for key in others[0]:
-        if getattr(destination, key):
-            raise ConfigError(f"{path}.{key}: {others[1]}")
-    for key in ("ca", "certificate"):
-        if getattr(destination, key) and not _uses_tls(destination):
-            raise ConfigError(f"{path}.{key}: nothing here is reached by TLS: that is https://, or tls = true for DIMSE")
+    _require_fitting_keys(destination, path)
     if destination.calling_ae:
         _require_ae_title(destination.calling_ae, f"{path}.calling_ae")
     if destination.proxy:
-        _require_no_password(destination.proxy, f"{path}.proxy")
+        _require_url(destination.proxy, f"{path}.proxy")
     if destination.auth:
         _require_auth(destination.auth, f"{path}.auth")
+
+
+def _require_fitting_keys(destination: DestinationConfig, path: str) -> None:
+    """Raise ConfigError for a key that means nothing to a destination of that kind."""
+    keys: tuple[str, ...]
+    if is_http(destination.to):
+        keys, why = ("calling_ae", "tls"), "is for DIMSE alone; a DICOMweb root that begins with https:// is reached by TLS"
+    else:
+        keys, why = ("auth", "proxy"), "is for DICOMweb alone; DIMSE shows calling_ae, and with tls = true a certificate"
+    for key in keys:
+        if getattr(destination, key):
+            raise ConfigError(f"{path}.{key}: {why}")
+    for key in ("ca", "certificate"):
+        if getattr(destination, key) and not _uses_tls(destination):
+            raise ConfigError(f"{path}.{key}: nothing here is reached by TLS: that is https://, or tls = true for DIMSE")
 
 
 def _uses_tls(destination: DestinationConfig) -> bool:
@@ -452,14 +460,22 @@ def _require_auth(auth: AuthConfig, path: str) -> None:
         return
     if (auth.oidc.token_url is None) == (auth.oidc.issuer is None):
         raise ConfigError(f"{path}.oidc: where tokens are had is either token_url, or the issuer that says so")
-    _require_no_password(auth.oidc.token_url or "", f"{path}.oidc.token_url")
-    _require_no_password(auth.oidc.issuer or "", f"{path}.oidc.issuer")
+    for key in ("token_url", "issuer"):
+        if url := getattr(auth.oidc, key):
+            _require_url(url, f"{path}.oidc.{key}")
 
 
-def _require_no_password(url: str, path: str) -> None:
-    """The message does not repeat the URL: it would put the password into logs."""
+def _require_url(url: str, path: str) -> None:
+    """The message does not repeat a URL with a password: logs would have it."""
     if _NAMED_USER.match(url):
         raise ConfigError(f"{path}: a user or password in a URL would be seen in logs; a destination's belong to `auth`")
+    try:
+        parts = urlsplit(url)
+        is_good = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError(f"{path}: {url!r} is no URL; allowed: http(s)://host, with a port and a path where they are needed")
 
 
 def _require_model(model: ModelConfig, path: str) -> None:

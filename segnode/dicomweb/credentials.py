@@ -1,5 +1,6 @@
 """What a DICOMweb server is told of who asks: a token (RFC 6750), a password (RFC 7617), or tokens of an OIDC issuer."""
 
+import math
 import re
 import threading
 import time
@@ -20,6 +21,8 @@ _ERRORS: Final = frozenset(
     ("invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope")
 )
 _EARLIER_S: Final = 30.0
+# What marks a request that is for a token, and not for what is asked: it fails otherwise.
+GRANT: Final = "segnode.grant"
 _METADATA: Final = "/.well-known/openid-configuration"
 
 _Flow = Generator[httpx.Request, httpx.Response]
@@ -70,24 +73,27 @@ class OidcTokens(httpx.Auth):
 
     def sync_auth_flow(self, request: httpx.Request) -> _Flow:
         """Show a token; to one that is not taken another follows, once. Raises NotLetIn where none is had."""
-        token = yield from self._current(None)
+        extensions = {**request.extensions, GRANT: True}  # among them how long it may take
+        token = yield from self._current(None, extensions)
         request.headers["Authorization"] = f"Bearer {token.text}"
         response = yield request
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            token = yield from self._current(token)
+            token = yield from self._current(token, extensions)
             request.headers["Authorization"] = f"Bearer {token.text}"
             yield request
 
-    def _current(self, refused: _Token | None) -> Generator[httpx.Request, httpx.Response, _Token]:
+    def _current(self, refused: _Token | None, extensions: dict[str, Any]) -> Generator[httpx.Request, httpx.Response, _Token]:
         """The token that is kept, if it still holds and is not the one that was refused; else a new one."""
         with self._lock:
             if self._token is None or self._token is refused or time.monotonic() >= self._token.until:
                 self._token = None
-                self._token = yield from self._new()
+                self._token = yield from self._new(extensions)
             return self._token
 
-    def _new(self) -> Generator[httpx.Request, httpx.Response, _Token]:
-        url, in_body = (yield from self._discovered()) if self._config.issuer else (str(self._config.token_url), False)
+    def _new(self, extensions: dict[str, Any]) -> Generator[httpx.Request, httpx.Response, _Token]:
+        url, in_body = str(self._config.token_url), False
+        if self._config.issuer:
+            url, in_body = yield from self._discovered(extensions)
         asked = {"grant_type": "client_credentials", "scope": self._config.scope, "audience": self._config.audience}
         client = (self._config.client_id, self._secret)
         if in_body:
@@ -97,6 +103,7 @@ class OidcTokens(httpx.Auth):
             url,
             data={key: value for key, value in asked.items() if value},
             headers={"Accept": "application/json"},
+            extensions=extensions,
         )
         if not in_body:  # as RFC 6749 2.3.1 has it: encoded as a form is
             (request,) = httpx.BasicAuth(*map(quote_plus, client)).auth_flow(request)
@@ -117,15 +124,16 @@ class OidcTokens(httpx.Auth):
             raise NotLetIn(
                 f"{url} answers HTTP {response.status_code}, and no bearer token: see that this is where tokens are had"
             )
-        lasts = answer.get("expires_in")
-        if not isinstance(lasts, int | float):
-            return _Token(text, float("inf"))
+        try:
+            lasts = float(answer["expires_in"])
+        except (KeyError, TypeError, ValueError):  # until it is refused
+            return _Token(text, math.inf)
         return _Token(text, now + lasts - min(_EARLIER_S, lasts / 10))
 
-    def _discovered(self) -> Generator[httpx.Request, httpx.Response, tuple[str, bool]]:
+    def _discovered(self, extensions: dict[str, Any]) -> Generator[httpx.Request, httpx.Response, tuple[str, bool]]:
         """Where the issuer gives tokens, and whether it wants the secret in the body (OpenID Connect Discovery 4)."""
         issuer = str(self._config.issuer).rstrip("/")
-        response = yield httpx.Request("GET", issuer + _METADATA, headers={"Accept": "application/json"})
+        response = yield httpx.Request("GET", issuer + _METADATA, headers={"Accept": "application/json"}, extensions=extensions)
         known = _document(response)
         url = known.get("token_endpoint")
         if not response.is_success or not isinstance(url, str) or str(known.get("issuer")).rstrip("/") != issuer:

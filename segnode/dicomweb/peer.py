@@ -10,7 +10,7 @@ import httpx
 
 from segnode.config import DestinationConfig
 from segnode.connections import trouble, trusted_by
-from segnode.dicomweb.credentials import credentials
+from segnode.dicomweb.credentials import GRANT, credentials
 
 _CONNECT_S: Final = 10.0
 _PROXY_WANTS_TO_KNOW: Final = "407"
@@ -48,8 +48,8 @@ class DicomWebPeer:
     def trouble(self, error: httpx.TransportError | httpx.InvalidURL) -> str:
         """Why it gave no answer."""
         who = self.root
-        if isinstance(error, httpx.TransportError) and not str(error.request.url).startswith(self.root.rstrip("/")):
-            who = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}, which gives the token for {self.root},"
+        if isinstance(error, httpx.TransportError) and GRANT in error.request.extensions:
+            who = f"{error.request.url}, which is to give a token for {self.root},"
         by = f" by the proxy {self.proxy}" if self.proxy else ""
         if isinstance(error, httpx.ProxyError) and str(error).startswith(_PROXY_WANTS_TO_KNOW):
             return f"{who} cannot be reached{by}: it wants to know who asks (HTTP 407)"

@@ -47,6 +47,7 @@ _MOST_CONTEXTS: Final = 128
 _CONNECT_S: Final = 10
 _NEGOTIATE_S: Final = 30
 _PENDING: Final = (0xFF00, 0xFF01)
+_BROKE_OFF: Final = ", or broke off: see that DICOM is served there, and whether it wants TLS"
 _PERMANENT: Final = 1  # the result of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
 
 
@@ -235,7 +236,7 @@ def associate(
         raise kind(f"{peer.where} rejected the association of {peer.calling_ae} ({_rejection(association)})")
     if not association.is_established and not association.rejected_contexts:
         reason = look_at(peer) if peer.tls or not opened else ""
-        raise DeliveryDeferred(f"{peer.where} cannot be reached{f': {reason}' if reason else ', or broke off'}")
+        raise DeliveryDeferred(f"{peer.where} cannot be reached{f': {reason}' if reason else _BROKE_OFF}")
     try:
         yield association
     finally:

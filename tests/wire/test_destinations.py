@@ -1,4 +1,4 @@
-"""Destinations that want to know who asks, are reached by TLS or by a proxy: with scripted peers, DCMTK and Orthanc at the ends."""
+"""Destinations that want to know who asks, by TLS or by a proxy: with scripted peers, DCMTK and Orthanc at the ends."""
 
 import base64
 import json
@@ -73,56 +73,76 @@ class Web:
         return 200, answer if self.expires_in is None else {**answer, "expires_in": self.expires_in}
 
 
+class Asked(BaseHTTPRequestHandler):
+    """A request to a scripted server."""
+
+    server: "Listening"
+
+    @property
+    def web(self) -> Web:
+        """What is scripted."""
+        return self.server.web
+
+    def do_GET(self) -> None:
+        """Describe the issuer, or answer a search: of series one with four images, else nothing."""
+        if self.path.endswith("/.well-known/openid-configuration"):
+            self.answer(200, self.web.metadata)
+        elif self.may_enter():
+            series = [{"0020000E": {"vr": "UI", "Value": [SERIES]}, "00201209": {"vr": "IS", "Value": [4]}}]
+            self.answer(200, series if "/series" in self.path else [])
+
+    def do_POST(self) -> None:
+        """Give a token, or store an object."""
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/token"):
+            form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+            self.answer(*self.web.token(self.headers.get("authorization", ""), form))
+            return
+        part10 = body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+        self.web.stored.append(part10)
+        if self.may_enter():
+            item = {"00081155": {"vr": "UI", "Value": [read_header(BytesIO(part10)).sop_instance_uid]}}
+            self.answer(200, {"00081199": {"vr": "SQ", "Value": [item]}})
+
+    def may_enter(self) -> bool:
+        """Whether a request is let in; it is answered if not."""
+        shown = self.headers.get("authorization", "")
+        self.web.shown.append(shown)
+        if self.web.redirects_to:
+            self.answer(307, None, Location=self.web.redirects_to + self.path)
+            return False
+        if not self.web.lets_in(shown):
+            self.answer(401, {"shown": shown})
+            return False
+        return True
+
+    def answer(self, status: int, document: object, **headers: str) -> None:
+        """Answer with a document."""
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Type": "application/dicom+json", "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: tests look at what was seen."""
+
+
+class Listening(ThreadingHTTPServer):
+    """What serves a script."""
+
+    web: Web
+
+
 @contextmanager
-def serving(web: Web, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[Web]:
+def serving(web: Web, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     """Have it serve, on a port of its own; its `url` is set."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.endswith("/.well-known/openid-configuration"):
-                self.answer(200, web.metadata)
-            elif self.may_enter():
-                series = [{"0020000E": {"vr": "UI", "Value": [SERIES]}, "00201209": {"vr": "IS", "Value": [4]}}]
-                self.answer(200, series if "/series" in self.path else [])
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.path.endswith("/token"):
-                form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
-                self.answer(*web.token(self.headers.get("authorization", ""), form))
-                return
-            web.stored.append(body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0])
-            if self.may_enter():
-                item = {"00081155": {"vr": "UI", "Value": [read_header(BytesIO(web.stored[-1])).sop_instance_uid]}}
-                self.answer(200, {"00081199": {"vr": "SQ", "Value": [item]}})
-
-        def may_enter(self) -> bool:
-            shown = self.headers.get("authorization", "")
-            web.shown.append(shown)
-            if web.redirects_to:
-                self.send_response(307)
-                self.send_header("Location", web.redirects_to + self.path)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            elif not web.lets_in(shown):
-                self.answer(401, {"shown": shown})
-            return not web.redirects_to and web.lets_in(shown)
-
-        def answer(self, status: int, document: object) -> None:
-            body = json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/dicom+json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Listening(("127.0.0.1", 0), Asked) as server:
+        server.web = web
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
-        web.url = f"{'https' if tls else 'http'}://{host}:{server.server_port}"
+        web.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -341,7 +361,7 @@ CERTIFICATE = 'certificate = { file = "node.pem" }\n'
 
 
 def test_https_is_verified(authority: Authority) -> None:
-    """A certificate is taken from the authority that `ca` names, for the host that is asked, while it is valid; else it is said."""
+    """A certificate is taken from the authority that `ca` names, for the host that is asked; else what is wrong is said."""
     folder = authority.folder
     with serving(Web(), authority.server(folder / "127.0.0.1.pem")) as web:
         assert send(archive_in(config_of(folder, web.url, CA + oidc(web)))) == "HTTP 200"
@@ -467,6 +487,8 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
     lines: list[str] = []
 
     class Handler(socketserver.StreamRequestHandler):
+        rbufsize = 0  # what follows the head is pumped
+
         def handle(self) -> None:
             head = [self.rfile.readline()]
             while head[-1] not in (b"\r\n", b""):
@@ -533,6 +555,10 @@ def test_what_is_silent_or_nowhere_is_said(tmp_path: Path) -> None:
                 send(archive_in(config))
             assert time.monotonic() - start < 5
         assert "no answer in time" in trouble_of(config_of(tmp_path, f"http://{where}", "timeout = 0.2"))
+        token = oidc(Web(url=f"http://{where}"))
+        said = trouble_of(config_of(tmp_path, f"http://127.0.0.1:{free_port()}", f"timeout = 0.2\n{token}"))
+        assert f"http://{where}/token, which is to give a token for http" in said
+        assert "no answer in time" in said
     for to in ("http://no.such.host.invalid", "PEER@no.such.host.invalid:104"):
         assert "the name of its host is not known" in trouble_of(config_of(tmp_path, to))
     for to in (f"http://127.0.0.1:{free_port()}", f"PEER@127.0.0.1:{free_port()}"):
@@ -584,7 +610,7 @@ def test_missing_secret_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_node_keeps_its_secrets(tmp_path: Path, ct: Path) -> None:
-    """A token in a file that changes and the secret of an issuer: used, renewed at SIGHUP, and in no log, row, file or answer."""
+    """A token in a file and the secret of an issuer: renewed at SIGHUP, and in no log, row, file or answer."""
     secrets = (
         "the-old-token",
         "the-new-token",
@@ -609,9 +635,8 @@ def test_node_keeps_its_secrets(tmp_path: Path, ct: Path) -> None:
             run("destinations", "resume", "a", *config)
             (job,) = await_jobs(node_config(node))
             assert job.state == "delivered", job
-            for words in (("doctor",), ("echo", "b"), ("destinations",), ("jobs", "show", job.id)):
-                said.append(run(*words, "--json", *config).stdout)
-            said.append(node.log.read_text())
+            asked = (("doctor",), ("echo", "b"), ("destinations",), ("jobs", "show", job.id))
+            said += [*(run(*words, "--json", *config).stdout for words in asked), node.log.read_text()]
     assert {f"Bearer {secrets[0]}", f"Bearer {secrets[1]}"} == set(bearer.shown)
     assert issuer.shown[0] == "Bearer token-1"
     kept = [path.read_bytes() for path in node_config(node).data.rglob("*") if path.is_file()]
