@@ -449,7 +449,7 @@ def _require_fitting_keys(destination: DestinationConfig, path: str) -> None:
 
 def _uses_tls(destination: DestinationConfig) -> bool:
     oidc = destination.auth.oidc if destination.auth else None
-    urls = (destination.to, oidc and oidc.token_url, oidc and oidc.issuer)
+    urls = (destination.to, destination.proxy, oidc and oidc.token_url, oidc and oidc.issuer)
     return destination.tls or any(url and url.startswith("https://") for url in urls)
 
 

@@ -72,6 +72,8 @@ def _distrust(error: ssl.SSLCertVerificationError) -> str:
 
 def _tls_trouble(reason: str) -> str:
     words = reason.lower().replace("_", " ")
+    if "EOF" in reason:
+        return f"it broke off ({words})"
     if "ALERT" in reason and "VERSION" not in reason:
         return f"it refuses TLS with this node ({words}): see the `certificate` that it is shown, and which it asks for"
     if "VERSION_NUMBER" in reason or "RECORD" in reason:

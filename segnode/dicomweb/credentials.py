@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -58,7 +58,7 @@ class BearerToken(httpx.Auth):
 class _Token:
     """A token, and until when it is used, by the monotonic clock."""
 
-    text: str
+    text: str = field(repr=False)
     until: float
 
 
@@ -112,15 +112,12 @@ class OidcTokens(httpx.Auth):
         answer = _document(response)
         text = answer.get("access_token")
         if not response.is_success:
-            said = answer.get("error") if answer.get("error") in _ERRORS else ""
+            said = f" {answer['error']}" if str(answer.get("error")) in _ERRORS else ""
             raise NotLetIn(
-                f"{url} gives no token: HTTP {response.status_code} {said}: see client_id, client_secret and scope in `auth`"
+                f"{url} gives no token: HTTP {response.status_code}{said}: see client_id, client_secret and scope in `auth`"
             )
-        if (
-            not isinstance(text, str)
-            or not _TOKEN.fullmatch(text)
-            or str(answer.get("token_type", "bearer")).lower() != "bearer"
-        ):
+        is_bearer = str(answer.get("token_type", "bearer")).lower() == "bearer"
+        if not (isinstance(text, str) and _TOKEN.fullmatch(text) and is_bearer):
             raise NotLetIn(
                 f"{url} answers HTTP {response.status_code}, and no bearer token: see that this is where tokens are had"
             )

@@ -32,10 +32,12 @@ class DicomWebPeer:
 
     def client(self) -> httpx.Client:
         """What asks it. It follows no redirect: what it knows would go to another host."""
+        tls = self.tls or _trusted()
+        by_tls = self.proxy is not None and self.proxy.startswith("https://")
         return httpx.Client(
             auth=self.auth,
-            verify=self.tls or _trusted(),
-            proxy=self.proxy,
+            verify=tls,
+            proxy=httpx.Proxy(self.proxy, ssl_context=tls) if self.proxy and by_tls else self.proxy,
             timeout=httpx.Timeout(self.timeout_s, connect=min(_CONNECT_S, self.timeout_s)),
             headers={"Accept": "application/dicom+json"},
             follow_redirects=False,

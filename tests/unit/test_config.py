@@ -118,8 +118,7 @@ def test_wrong_configuration_names_path_and_allowed_values(text: str, path: str,
         ('to = "ftp://user:hidden@host"', "to"),
         ('to = "http://host"\nproxy = "http://user:hidden@proxy:3128"', "proxy"),
         (
-            'to = "http://a"\n'
-            f'auth = {{ oidc = {{ client_id = "c", client_secret = {SECRET}, issuer = "https://a:hidden@b" }} }}',
+            f'to = "http://a"\nauth.oidc = {{ client_id = "c", client_secret = {SECRET}, issuer = "https://a:hidden@b" }}',
             "auth.oidc.issuer",
         ),
         ('to = "http://host"\nauth = { bearer = "hidden" }', "auth.bearer"),
