@@ -390,8 +390,8 @@ def test_certificate_that_cannot_be_used_stops_the_start(authority: Authority) -
     folder = authority.folder
     authority.issue("other")
     (folder / "none.pem").write_text("no certificate")
-    locked = ["openssl", "genrsa", "-aes128", "-passout", "pass:hidden", "-out", str(folder / "locked.key"), "2048"]
-    subprocess.run(locked, check=True, capture_output=True)
+    lock = ["openssl", "pkey", "-in", "node.pem", "-aes128", "-passout", "pass:hidden", "-out", "locked.key"]
+    subprocess.run(lock, check=True, capture_output=True, cwd=folder)
     key = '{{ file = "node.pem", key = "{}" }}'
     for more, path in {
         'ca = "missing.pem"': "ca: missing.pem",
@@ -455,6 +455,18 @@ def test_dimse_over_tls(authority: Authority) -> None:
         assert "knows the AE title SEGNODE, and is called SINK" in other
     with scp(None) as (address, _):
         assert "speaks no TLS" in trouble_of(config_of(folder, address, "tls = true\n" + CA))
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_tls_of_yesterday_is_refused(authority: Authority) -> None:
+    """A server that offers TLS 1.1 at most is not spoken to, by https and by DIMSE (BCP 195)."""
+    folder = authority.folder
+    old = authority.server(folder / "127.0.0.1.pem")
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with serving(Web(), old) as web, scp(old) as (address, _):
+        for config in (config_of(folder, web.url, CA), config_of(folder, address, "tls = true\n" + CA)):
+            assert "it must offer TLS 1.2 or 1.3" in trouble_of(config)
 
 
 def test_storescp_over_tls(authority: Authority, tmp_path: Path, dcmtk) -> None:
