@@ -46,7 +46,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 _DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)")
-_NAMED_USER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@")
+_URL_OF_ANY_KIND = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 _UNMATCHED_VRS: Final = frozenset(("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN"))
@@ -417,7 +417,7 @@ def _require_coherent(config: Config) -> None:
 
 
 def _require_destination(destination: DestinationConfig, path: str) -> None:
-    if "://" in destination.to:
+    if _URL_OF_ANY_KIND.match(destination.to):
         _require_url(destination.to, f"{path}.to")
     if not is_http(destination.to):
         parse_dimse_address(destination.to, f"{path}.to")
@@ -466,16 +466,19 @@ def _require_auth(auth: AuthConfig, path: str) -> None:
 
 
 def _require_url(url: str, path: str) -> None:
-    """The message does not repeat a URL with a password: logs would have it."""
-    if _NAMED_USER.match(url):
-        raise ConfigError(f"{path}: a user or password in a URL would be seen in logs; a destination's belong to `auth`")
+    """The message does not repeat the URL: if there is a password in it, logs would have that."""
+    if "@" in url:  # also where it stands by mistake: a password may hold what ends the name of a host
+        raise ConfigError(
+            f"{path}: a user or password in a URL would be seen in logs: a destination's belong to `auth`;"
+            " a proxy that wants them can be named in the environment only, as HTTPS_PROXY"
+        )
     try:
         parts = urlsplit(url)
         is_good = parts.hostname is not None and parts.port != 0
     except ValueError:
         is_good = False
     if not is_good:
-        raise ConfigError(f"{path}: {url!r} is no URL; allowed: http(s)://host, with a port and a path where they are needed")
+        raise ConfigError(f"{path}: is no URL; allowed: http(s)://host, with a port and a path where they are needed")
 
 
 def _require_model(model: ModelConfig, path: str) -> None:

@@ -15,7 +15,7 @@ _NOT_NOW: Final = (9, 10)
 _UNKNOWN_ISSUER: Final = (2, 18, 19, 20, 21)
 
 
-def trusted_by(
+def tls_context(
     config: DestinationConfig, folder: Path, by_default: Callable[[], ssl.SSLContext] = ssl.create_default_context
 ) -> ssl.SSLContext:
     """How a destination is spoken to by TLS: 1.2 or 1.3, its host name verified (PS3.15 B.12, BCP 195). Raises ConfigError.

@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from segnode.config import DestinationConfig
-from segnode.connections import trouble, trusted_by
+from segnode.connections import tls_context, trouble
 from segnode.dicomweb.credentials import GRANT, credentials
 
 _CONNECT_S: Final = 10.0
@@ -60,7 +60,7 @@ class DicomWebPeer:
 
 def dicomweb_peer(config: DestinationConfig, folder: Path) -> DicomWebPeer:
     """The DICOMweb server of a destination, with its secrets read. Raises ConfigError where one cannot be."""
-    tls = trusted_by(config, folder, httpx.create_ssl_context) if config.ca or config.certificate else None
+    tls = tls_context(config, folder, httpx.create_ssl_context) if config.ca or config.certificate else None
     auth = credentials(config.auth, folder, f"destination {config.name}: auth") if config.auth else None
     return DicomWebPeer(config.to, config.timeout, auth, tls, config.proxy)
 

@@ -7,7 +7,7 @@ from ssl import SSLContext
 from typing import Final, NamedTuple
 
 from segnode.config import DestinationConfig, DimseAddress, parse_dimse_address
-from segnode.connections import trouble, trusted_by
+from segnode.connections import tls_context, trouble
 
 ANSWER_S: Final = 120.0
 _LOOK_S: Final = 2.0
@@ -35,7 +35,7 @@ def dimse_peer(config: DestinationConfig, calling_ae: str, folder: Path) -> Dims
     """The application entity of a destination; `calling_ae` is how the node is called. Raises ConfigError."""
     address = parse_dimse_address(config.to, config.name)
     return DimsePeer(
-        address, config.calling_ae or calling_ae, config.timeout, trusted_by(config, folder) if config.tls else None
+        address, config.calling_ae or calling_ae, config.timeout, tls_context(config, folder) if config.tls else None
     )
 
 

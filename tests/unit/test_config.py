@@ -114,6 +114,8 @@ def test_wrong_configuration_names_path_and_allowed_values(text: str, path: str,
     [
         ('to = "https://user:hidden@host/dicom-web"', "to"),
         ('to = "https://hidden@host"', "to"),
+        ('to = "https://user:hid/hidden@host"', "to"),
+        ('to = "https:/user:hidden@host"', "to"),
         ('to = "HTTP://u:hidden@host:80"', "to"),
         ('to = "ftp://user:hidden@host"', "to"),
         ('to = "http://host"\nproxy = "http://user:hidden@proxy:3128"', "proxy"),

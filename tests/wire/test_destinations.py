@@ -6,7 +6,6 @@ import signal
 import socket
 import socketserver
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,12 @@ from urllib.parse import parse_qs, quote_plus, urlsplit
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydicom import dcmread
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
@@ -390,8 +395,9 @@ def test_certificate_that_cannot_be_used_stops_the_start(authority: Authority) -
     folder = authority.folder
     authority.issue("other")
     (folder / "none.pem").write_text("no certificate")
-    lock = ["openssl", "pkey", "-in", "node.pem", "-aes128", "-passout", "pass:hidden", "-out", "locked.key"]
-    subprocess.run(lock, check=True, capture_output=True, cwd=folder)
+    own = load_pem_private_key((folder / "node.pem").read_bytes(), None)
+    locked = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hidden"))
+    (folder / "locked.key").write_bytes(locked)
     key = '{{ file = "node.pem", key = "{}" }}'
     for more, path in {
         'ca = "missing.pem"': "ca: missing.pem",
