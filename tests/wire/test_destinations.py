@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -336,11 +337,11 @@ class Authority:
         """Write its own certificate to ca.pem."""
         self.signer.cert_pem.write_to_path(str(self.folder / "ca.pem"))
 
-    def issue(self, name: str, **settings) -> Path:
-        """A certificate with its key, in a file."""
-        file = self.folder / f"{name}.pem"
-        self.signer.issue_cert(name, **settings).private_key_and_cert_chain_pem.write_to_path(str(file))
-        return file
+    def issue(self, name: str, file: str = "", until: datetime | None = None) -> Path:
+        """A certificate with its key, in a file of that name."""
+        path = self.folder / f"{file or name}.pem"
+        self.signer.issue_cert(name, not_after=until).private_key_and_cert_chain_pem.write_to_path(str(path))
+        return path
 
     def server(self, file: Path, *, asks: bool = False) -> ssl.SSLContext:
         """How a server speaks TLS with that certificate, and whether it asks for one."""
@@ -378,8 +379,8 @@ def test_https_is_verified(authority: Authority) -> None:
         assert "as `ca`" in unknown
         name = trouble_of(config_of(folder, web.url.replace("127.0.0.1", "localhost"), CA))
         assert "by the name that its certificate is for" in name
-    plain = trouble_of(config_of(folder, f"http://127.0.0.1:{urlsplit(web.url).port}"))
-    assert "Connection refused" in plain
+    with serving(Web(), authority.server(authority.issue("127.0.0.1", "expired", datetime(2020, 1, 1)))) as web:
+        assert "(certificate has expired): have it renewed" in trouble_of(config_of(folder, web.url, CA))
 
 
 def test_client_certificate_is_shown(authority: Authority) -> None:
