@@ -6,23 +6,24 @@ from typing import Any, Final
 
 import httpx
 
-from segnode.errors import FindFailed
+from segnode.dicomweb.peer import DicomWebPeer
+from segnode.errors import DeliveryFailed, FindFailed
 
 _SERIES_UID, _COUNT, _INSTANCE_UID = "0020000E", "00201209", "00080018"
-_TIMEOUT: Final = httpx.Timeout(10.0)
+_ANSWER_S: Final = 10.0
 _PAGE: Final = 1000
 
 
 @dataclass(frozen=True)
 class DicomWebCatalogue:
-    """A peer that is asked by QIDO-RS; `root` is its DICOMweb root."""
+    """A peer that is asked by QIDO-RS; it has ten seconds for an answer at most, because the sweep waits for it."""
 
-    root: str
+    peer: DicomWebPeer
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """What the peer says, or where that has no number its instances counted; see the port Catalogue."""
-        url = f"{self.root.rstrip('/')}/studies/{study_instance_uid}/series"
-        with httpx.Client(timeout=_TIMEOUT, headers={"Accept": "application/dicom+json"}) as client:
+        url = self.peer.url(f"/studies/{study_instance_uid}/series")
+        with self.peer.within(_ANSWER_S).client() as client:
             keys = {"SeriesInstanceUID": series_instance_uid, "includefield": "NumberOfSeriesRelatedInstances"}
             found = [item for item in self._search(client, url, keys) if _value(item, _SERIES_UID) == series_instance_uid]
             if not found:
@@ -43,8 +44,10 @@ class DicomWebCatalogue:
     def _search(self, client: httpx.Client, url: str, keys: Mapping[str, str | int]) -> list[dict[str, Any]]:
         try:
             response = client.get(url, params=keys)
-        except httpx.TransportError as error:
-            raise FindFailed(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise FindFailed(self.peer.trouble(error)) from error
+        except DeliveryFailed as failure:  # no token is had for it
+            raise FindFailed(str(failure)) from failure
         if response.status_code == httpx.codes.NO_CONTENT:
             return []
         try:
@@ -52,7 +55,7 @@ class DicomWebCatalogue:
         except ValueError:
             found = None
         if not isinstance(found, list):
-            raise FindFailed(f"{self.root} answers a search with HTTP {response.status_code}, and no list of what it has")
+            raise FindFailed(f"{self.peer.root} answers a search with HTTP {response.status_code}, and no list of what it has")
         return [item for item in found if isinstance(item, dict)]
 
 

@@ -9,8 +9,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from segnode.config import DimseAddress
 from segnode.dicom.status import SUCCESS
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate
 from segnode.errors import DeliveryFailed, FindFailed
 
@@ -21,18 +21,17 @@ _PENDING: Final = (0xFF00, 0xFF01)
 
 @dataclass(frozen=True)
 class DimseCatalogue:
-    """A peer that is asked by C-FIND."""
+    """A peer that is asked by C-FIND; it has ten seconds for an answer at most, because the sweep waits for it."""
 
-    address: DimseAddress
-    calling_ae: str
+    peer: DimsePeer
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """What the peer says, or where that has no number its instances counted; see the port Catalogue."""
         kinds = {(str(_STUDY_ROOT), str(syntax)) for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)}
         try:
-            with associate(self.address, self.calling_ae, kinds, _ANSWER_S) as association:
+            with associate(self.peer.within(_ANSWER_S), kinds) as association:
                 if not association.accepted_contexts:
-                    raise FindFailed(f"{self.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
+                    raise FindFailed(f"{self.peer.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
                 return self._count(association, study_instance_uid, series_instance_uid)
         except DeliveryFailed as failure:
             raise FindFailed(str(failure)) from failure
@@ -56,8 +55,8 @@ class DimseCatalogue:
         """Every match; one that broke off, or was cut short, is none."""
         for status, match in association.send_c_find(asked, _STUDY_ROOT):
             if "Status" not in status:
-                raise FindFailed(f"{self.address.ae_title} does not answer C-FIND, or broke off")
+                raise FindFailed(f"{self.peer.address.ae_title} does not answer C-FIND, or broke off")
             if status.Status in _PENDING and match is not None:
                 yield match
             elif status.Status != SUCCESS:
-                raise FindFailed(f"{self.address.ae_title} answers C-FIND with status 0x{status.Status:04X}")
+                raise FindFailed(f"{self.peer.address.ae_title} answers C-FIND with status 0x{status.Status:04X}")
