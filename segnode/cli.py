@@ -381,7 +381,7 @@ def slim(
     config = read_config(config_file)
     keys = slim_keys((*pairs, *([f"StudyInstanceUID={study}"] if study else ())))
     slimming = slimmer(config, _known_destination(config, name), overlap, dry_run=dry_run)
-    found = []
+    found: list[Slimmed] = []
     with (
         warnings.catch_warnings(),
         click.progressbar(slimming.studies(keys), label=f"studies of {name}", show_pos=True, file=sys.stderr) as studies,
@@ -389,9 +389,9 @@ def slim(
         warnings.simplefilter("ignore")  # what pydicom warns of, `seg check` tells
         for uid in studies:
             for slimmed in slimming.slim_study(uid, keys):
-                found.append(slimmed)
                 if not as_json:
-                    _echo_slimmed(slimmed)
+                    _echo_slimmed(slimmed, found[-1] if found else None)
+                found.append(slimmed)
     if as_json:
         _echo_json(found)
     else:
@@ -399,15 +399,18 @@ def slim(
     sys.exit(1 if any(slimmed.outcome == "failed" for slimmed in found) else 0)
 
 
-def _echo_slimmed(slimmed: "Slimmed") -> None:
-    """A line, and another for the reason where nothing was sent."""
+def _echo_slimmed(slimmed: "Slimmed", before: "Slimmed | None") -> None:
+    """A line, under headings where it is the first of all or of its study; another for the reason where nothing was sent."""
     if sys.stderr.isatty():  # the progress bar stands in this line
         click.echo("\r\033[K", nl=False, err=True)
+    if before is None:
+        click.echo(f"{'bytes before':>14} {'after':>14}")
+    if before is None or before.study != slimmed.study:
+        click.echo(f"study {slimmed.study}")
     sizes = _sizes(slimmed.bytes_before, slimmed.bytes_after)
-    what = slimmed.object or f"all of study {slimmed.study}"
-    click.echo(f"{sizes}  {slimmed.outcome:<{_WIDEST_OUTCOME}}  {what}  {slimmed.form}".rstrip())
+    click.echo(f"{sizes}  {slimmed.outcome:<{_WIDEST_OUTCOME}}  {slimmed.object}  {slimmed.form}".rstrip())
     if slimmed.outcome in ("left", "failed"):
-        click.echo(f"{'':>39}{slimmed.detail}")
+        click.echo(f"    {slimmed.detail}")
 
 
 def _echo_slimmed_in_all(found: "Sequence[Slimmed]") -> None:

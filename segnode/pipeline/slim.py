@@ -18,6 +18,7 @@ from segnode.dicom.elements import Buffer
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, is_uid
 from segnode.errors import (
     CannotConvert,
+    CannotReadBack,
     ConfigError,
     FindFailed,
     FormRefused,
@@ -122,15 +123,17 @@ class Slimmer:
         return [item for item in found if asked.get(unique) in (None, item[unique])]
 
     def _slim(self, listed: Listed) -> Slimmed:
-        nothing = Slimmed(listed.study_instance_uid, listed.series_instance_uid, listed.sop_instance_uid, "failed")
+        row = Slimmed(listed.study_instance_uid, listed.series_instance_uid, listed.sop_instance_uid, "failed")
         try:
             if there := self._labelmaps_of(listed):
-                return replace(nothing, outcome="slim", sent=there, detail="its LABELMAP is there")
-            return self._made_slim(listed, nothing)
+                return replace(row, outcome="slim", sent=there, detail="its LABELMAP is there")
+            data = self.archive.fetch(listed)
+            row = replace(row, bytes_before=len(data))
+            return self._made_slim(data, row)
         except SegnodeError as error:
-            return replace(nothing, detail=str(error))
+            return replace(row, detail=str(error))
         except Exception as error:  # noqa: BLE001  the border of an object: the others are slimmed all the same
-            return replace(nothing, detail=f"unforeseen: {type(error).__name__}")
+            return replace(row, detail=f"unforeseen: {type(error).__name__}")
 
     def _labelmaps_of(self, listed: Listed) -> tuple[str, ...]:
         """The LABELMAPs that an earlier run made of an object, where the archive holds all of them."""
@@ -142,40 +145,38 @@ class Slimmer:
                 return wanted
         return ()
 
-    def _made_slim(self, listed: Listed, nothing: Slimmed) -> Slimmed:
-        data = self.archive.fetch(listed)
-        before = replace(nothing, bytes_before=len(data))
-        try:
-            source = read_segmentation(data)
-        except SegnodeError as error:
-            return replace(before, detail=f"what {self.destination.where} gives out cannot be read: {error}")
-        if source.sop_instance_uid != listed.sop_instance_uid:
-            return replace(before, detail=f"{self.destination.where} gives out another object: {source.sop_instance_uid}")
+    def _made_slim(self, data: Buffer, row: Slimmed) -> Slimmed:
+        """What becomes of an object that was fetched. Raises what keeps it from being read, proven or sent."""
+        source = read_segmentation(data)
+        if source.sop_instance_uid != row.object:
+            raise CannotReadBack(f"{self.destination.where} gives out another object in its place: {source.sop_instance_uid}")
         if source.type != "BINARY":
-            return replace(before, outcome="left", detail=f"it is a {source.type}")
+            return replace(row, outcome="left", detail=f"it is a {source.type}")
         forms = order(self.forms, None, self._taken)
         target = Target("LABELMAP", FORMS[forms[0]].codec, self.overlap)
         try:
             made = _Labelmaps(data, source, convert(data, target, datetime.fromtimestamp(self.clock(), UTC)))
-        except (OverlappingSegments, CannotConvert, NotAVolume) as reason:
-            return replace(before, outcome="left", detail=str(reason))
+        except OverlappingSegments as reason:
+            overlaps = str(reason).partition(";")[0]  # what could be done is said for one file
+            return replace(row, outcome="left", detail=f"{overlaps}: split makes several LABELMAPs of it")
+        except (CannotConvert, NotAVolume) as reason:
+            return replace(row, outcome="left", detail=str(reason))
         smaller = made.smaller(forms)
         if not smaller:
-            return replace(before, outcome="left", detail="as a LABELMAP it would not be smaller")
-        return self._dry(before, made, smaller) if self.dry_run else self._send(before, made, smaller)
+            return replace(row, outcome="left", detail="as a LABELMAP it would not be smaller")
+        if self.dry_run:
+            size = sum(len(encoded.part10) for encoded in made.in_form(smaller[0]))
+            return replace(row, outcome="would be slimmed", bytes_after=size, form=smaller[0])
+        return self._send(row, made, smaller)
 
-    def _dry(self, before: Slimmed, made: "_Labelmaps", forms: Sequence[FormName]) -> Slimmed:
-        size = sum(len(encoded.part10) for encoded in made.in_form(forms[0]))
-        return replace(before, outcome="would be slimmed", bytes_after=size, form=forms[0])
-
-    def _send(self, before: Slimmed, made: "_Labelmaps", forms: Sequence[FormName]) -> Slimmed:
+    def _send(self, row: Slimmed, made: "_Labelmaps", forms: Sequence[FormName]) -> Slimmed:
         """Send every part by the ladder. Raises DeliveryRefused, DeliveryDeferred, Misplaced."""
         sent = [
             Ladder(self.destination, _Part(made, place), Tried(), lambda _: None).descend(forms) for place in range(made.parts)
         ]
         self._taken = sent[-1].encoded.form
         return replace(
-            before,
+            row,
             outcome="slim" if all(each.was_there for each in sent) else "slimmed",
             bytes_after=sum(len(each.encoded.part10) for each in sent),
             form=self._taken,
@@ -216,7 +217,7 @@ class _Labelmaps:
             size = sum(len(each.part10) for each in encoded)
             if size >= self._size:
                 raise FormRefused(f"would be {size:,} bytes, and the BINARY has {self._size:,}")
-            _require_same_labels(self._source, encoded)
+            require_same_labels(self._source, encoded)
             self._encoded = encoded
         return self._encoded
 
@@ -241,7 +242,7 @@ class _Part:
         return self.made.in_form(form)[self.place]
 
 
-def _require_same_labels(source: Segmentation, parts: Sequence[Encoded]) -> None:
+def require_same_labels(source: Segmentation, parts: Sequence[Encoded]) -> None:
     """Raise Misplaced unless each segment of the source is in one of the parts, voxel by voxel, and nothing else is."""
     missing = set(source.numbers)
     wrong: set[str] = set()
