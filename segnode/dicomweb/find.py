@@ -18,7 +18,7 @@ from segnode.store.objects import room_for
 _SERIES_UID, _COUNT, _INSTANCE_UID = "0020000E", "00201209", "00080018"
 _ANSWER: Final = httpx.Timeout(10.0)
 _SEARCH: Final = httpx.Timeout(120, connect=10)
-_PAGE: Final = 1000
+_PAGE: Final = 200  # the most that some servers allow to be asked for
 # Of each level the URL, of which the UIDs are keys, and what tells one match from another.
 _LEVELS: Final[Mapping[Level, tuple[str, str]]] = {
     "STUDY": ("/studies", "StudyInstanceUID"),
@@ -112,7 +112,7 @@ class DicomWebCatalogue:
             return []
         try:
             found = response.json() if response.status_code == httpx.codes.OK else None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, list):
             raise FindFailed(f"{self.root} answers a search with HTTP {response.status_code}, and no list of what it has")

@@ -15,7 +15,7 @@ from pydicom.uid import SegmentationStorage
 from segnode.config import FormName
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.elements import Buffer
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, is_uid
+from segnode.dicom.uids import is_uid
 from segnode.errors import (
     CannotConvert,
     CannotReadBack,
@@ -90,8 +90,8 @@ class Slimmer:
         """Slim one BINARY of a study after the other; nothing that fails keeps the others from it."""
         try:
             found = self._segmentations(study, keys)
-        except FindFailed as failure:
-            yield Slimmed(study, "", "", "failed", detail=str(failure))
+        except Exception as error:  # noqa: BLE001  the border of a study: the others are slimmed all the same
+            yield Slimmed(study, "", "", "failed", detail=_told(error))
             return
         for listed in found:
             yield self._slim(listed)
@@ -130,10 +130,8 @@ class Slimmer:
             data = self.archive.fetch(listed)
             row = replace(row, bytes_before=len(data))
             return self._made_slim(data, row)
-        except SegnodeError as error:
-            return replace(row, detail=str(error))
         except Exception as error:  # noqa: BLE001  the border of an object: the others are slimmed all the same
-            return replace(row, detail=f"unforeseen: {type(error).__name__}")
+            return replace(row, detail=_told(error))
 
     def _labelmaps_of(self, listed: Listed) -> tuple[str, ...]:
         """The LABELMAPs that an earlier run made of an object, where the archive holds all of them."""
@@ -148,8 +146,10 @@ class Slimmer:
     def _made_slim(self, data: Buffer, row: Slimmed) -> Slimmed:
         """What becomes of an object that was fetched. Raises what keeps it from being read, proven or sent."""
         source = read_segmentation(data)
-        if source.sop_instance_uid != row.object:
-            raise CannotReadBack(f"{self.destination.where} gives out another object in its place: {source.sop_instance_uid}")
+        study = str(source.header.get("StudyInstanceUID") or "")
+        if (source.sop_instance_uid, study) != (row.object, row.study):
+            given = f"{source.sop_instance_uid} of study {study}"
+            raise CannotReadBack(f"{self.destination.where} gives out another object in its place: {given}")
         if source.type != "BINARY":
             return replace(row, outcome="left", detail=f"it is a {source.type}")
         forms = order(self.forms, None, self._taken)
@@ -174,12 +174,14 @@ class Slimmer:
         sent = [
             Ladder(self.destination, _Part(made, place), Tried(), lambda _: None).descend(forms) for place in range(made.parts)
         ]
-        self._taken = sent[-1].encoded.form
+        form = sent[-1].encoded.form
+        if form != forms[0]:  # those before it were refused
+            self._taken = form
         return replace(
             row,
             outcome="slim" if all(each.was_there for each in sent) else "slimmed",
             bytes_after=sum(len(each.encoded.part10) for each in sent),
-            form=self._taken,
+            form=form,
             sent=tuple(each.encoded.sop_instance_uid for each in sent),
             detail=sent[-1].answer,
         )
@@ -227,7 +229,7 @@ class _Labelmaps:
         except CannotConvert as error:
             raise FormRefused(f"cannot be made: {error}") from error
         uids = made.sop_instance_uid, made.series_instance_uid, str(self._source.header.StudyInstanceUID)
-        return Encoded(form, str(LABEL_MAP_SEGMENTATION_STORAGE), *uids, part10, made.numbers)
+        return Encoded(form, str(FORMS[form].sop_class_uid), *uids, part10, made.numbers)
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,11 @@ class _Part:
     def in_form(self, form: FormName) -> Encoded:
         """The object of that form; see the port Segmentation."""
         return self.made.in_form(form)[self.place]
+
+
+def _told(error: Exception) -> str:
+    """What a row says of an error; those of libraries may quote what is about a patient."""
+    return str(error) if isinstance(error, SegnodeError) else f"unforeseen: {type(error).__name__}"
 
 
 def require_same_labels(source: Segmentation, parts: Sequence[Encoded]) -> None:
