@@ -384,7 +384,13 @@ def slim(
     found: list[Slimmed] = []
     with (
         warnings.catch_warnings(),
-        click.progressbar(slimming.studies(keys), label=f"studies of {name}", show_pos=True, file=sys.stderr) as studies,
+        click.progressbar(
+            slimming.studies(keys),
+            label=f"studies of {name}",
+            show_pos=True,
+            item_show_func=lambda _: f"{len(found)} object(s)",
+            file=sys.stderr,
+        ) as studies,
     ):
         warnings.simplefilter("ignore")  # what pydicom warns of, `seg check` tells
         for uid in studies:
@@ -392,6 +398,7 @@ def slim(
                 if not as_json:
                     _echo_slimmed(slimmed, found[-1] if found else None)
                 found.append(slimmed)
+                studies.render_progress()
     if as_json:
         _echo_json(found)
     else:
