@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from segnode.pipeline.slim import Slimmed
     from segnode.pipeline.trial import SeriesTrial
 
-_WIDEST_OUTCOME = len("would be slimmed")
-
 _config_option = click.option(
     "--config",
     "config_file",
@@ -415,7 +413,7 @@ def _echo_slimmed(slimmed: "Slimmed", before: "Slimmed | None") -> None:
     if before is None or before.study != slimmed.study:
         click.echo(f"study {slimmed.study}")
     sizes = _sizes(slimmed.bytes_before, slimmed.bytes_after)
-    click.echo(f"{sizes}  {slimmed.outcome:<{_WIDEST_OUTCOME}}  {slimmed.object}  {slimmed.form}".rstrip())
+    click.echo(f"{sizes}  {slimmed.outcome:<16}  {slimmed.object}  {slimmed.form}".rstrip())
     if slimmed.outcome in ("left", "failed"):
         click.echo(f"    {slimmed.detail}")
 
