@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
-from segnode.config import Config, DestinationConfig, DimseAddress, ModelConfig, is_http, parse_dimse_address, read_config
-from segnode.errors import ConfigError, LabelError, SegnodeError
+from segnode.config import Config, DestinationConfig, ModelConfig, destination_at, is_http, read_config
+from segnode.errors import ConfigError, DeliveryFailed, LabelError, SegnodeError, Trouble
 from segnode.seg_cli import seg
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from segnode.pipeline.replay import Replayed
     from segnode.pipeline.slim import Slimmed
     from segnode.pipeline.trial import SeriesTrial
+
+_ECHO_S: Final = 30.0
 
 _config_option = click.option(
     "--config",
@@ -110,16 +112,18 @@ def model(config: str, requests_fd: int, life_fd: int) -> None:
 @click.option("--to", required=True, help="AETITLE@host:port, or the name of a destination that is one.")
 def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
     """Send DICOM files, and those in folders, by C-STORE, as they are."""
+    from segnode.dimse.peer import dimse_peer
     from segnode.dimse.scu import send_files
 
     config = read_config(config_file)
     files = _files(paths)
-    address = _dimse_address(config.destinations, to)
-    with click.progressbar(
-        send_files(files, address, config.node.ae_title), length=len(files), label="sending", file=sys.stderr
-    ) as sent:
+    destination = _destination(config, to)
+    if is_http(destination.to):
+        raise ConfigError(f"--to {to}: is reached over DICOMweb; segnode send speaks C-STORE")
+    peer = dimse_peer(destination, config.node.ae_title, config.folder)
+    with click.progressbar(send_files(files, *peer), length=len(files), label="sending", file=sys.stderr) as sent:
         count = sum(1 for _ in sent)
-    click.echo(f"{count} sent to {address.ae_title}")
+    click.echo(f"{count} sent to {peer.address.ae_title}")
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -450,6 +454,32 @@ def doctor(config_file: Path | None, *, as_json: bool) -> None:
 
 @main.command()
 @_config_option
+@click.argument("destination")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def echo(config_file: Path | None, destination: str, *, as_json: bool) -> None:
+    """Have DESTINATION answer (its name, AETITLE@host:port or a DICOMweb root), as it is reached for anything else.
+
+    By C-ECHO, or by a search for one study; exit code 1 when it does not answer as it should.
+    """
+    from segnode.doctor import ask_destination
+
+    config = read_config(config_file)
+    asked = _destination(config, destination)
+    start = time.perf_counter()
+    try:
+        ok, detail = True, ask_destination(asked, config, _ECHO_S)
+    except (DeliveryFailed, Trouble) as error:
+        ok, detail = False, str(error)
+    took = round(time.perf_counter() - start, 3)
+    if as_json:
+        _echo_json({"destination": asked.name, "to": asked.to, "ok": ok, "detail": detail, "seconds": took})
+    else:
+        click.echo(f"{'ok' if ok else 'TROUBLE':<8} {asked.name:<20} {took:.2f} s  {detail}")
+    sys.exit(0 if ok else 1)
+
+
+@main.command()
+@_config_option
 @click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def backup(config_file: Path | None, dest: Path, *, as_json: bool) -> None:
@@ -534,8 +564,9 @@ def _watched(label: str) -> "Watch":
     return lambda objects, count: click.progressbar(objects, length=count, label=label, file=sys.stderr)
 
 
-def _dimse_address(destinations: Sequence[DestinationConfig], to: str) -> DimseAddress:
-    named = next((destination.to for destination in destinations if destination.name == to), to)
-    if is_http(named):
-        raise ConfigError(f"--to {to}: is reached over DICOMweb; segnode send speaks C-STORE")
-    return parse_dimse_address(named, "--to")
+def _destination(config: Config, to: str) -> DestinationConfig:
+    """The destination of that name, or what is reached at that address."""
+    named = next((destination for destination in config.destinations if destination.name == to), None)
+    if named is None and "@" not in to and not is_http(to):
+        _known_destination(config, to)
+    return named or destination_at(to)

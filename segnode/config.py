@@ -7,6 +7,7 @@ import tomllib
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -36,6 +37,7 @@ DEFAULT_FILE: Final = "segnode.toml"
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _Processes = Annotated[int, msgspec.Meta(ge=1, le=64)]
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -44,6 +46,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 _DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)")
+_NAMED_USER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@")
 
 
 _UNMATCHED_VRS: Final = frozenset(("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN"))
@@ -107,26 +110,6 @@ class ModelConfig(_Table, frozen=True):
     memory: Annotated[float, msgspec.Meta(gt=0)] = 16.0
 
 
-class DestinationConfig(_Table, frozen=True):
-    """`[[destinations]]`: an archive, the forms of a SEG it is offered, best first, and how it is spared when it is ill."""
-
-    name: _Name
-    to: _Text
-    seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = (
-        "labelmap:rle",
-        "labelmap:native",
-        "labelmap:implicit",
-        "binary:native",
-    )
-    give_up_after: _Text = "7d"
-    max_associations: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
-
-    @property
-    def give_up_after_s(self) -> float:
-        """How long a delivery is tried, in seconds."""
-        return parse_duration(self.give_up_after, f"destination {self.name}: give_up_after")
-
-
 class SecretConfig(_Table, frozen=True):
     """`{ env = "NAME" }` or `{ file = "path" }`: where a secret is; the configuration itself holds none."""
 
@@ -146,11 +129,71 @@ class SecretConfig(_Table, frozen=True):
         return found
 
 
+class BasicConfig(_Table, frozen=True):
+    """`basic` of `auth`: a user and where the password is (RFC 7617)."""
+
+    user: Annotated[str, msgspec.Meta(pattern=r"^[^:\x00-\x1f\x7f]+$")]
+    password: SecretConfig
+
+
+class OidcConfig(_Table, frozen=True):
+    """`oidc` of `auth`: where tokens are had for the client's own credentials (RFC 6749 4.4), by address or by issuer."""
+
+    client_id: _Text
+    client_secret: SecretConfig
+    token_url: _Url | None = None
+    issuer: _Url | None = None
+    scope: _Text | None = None
+    audience: _Text | None = None
+
+
+class AuthConfig(_Table, frozen=True):
+    """`auth` of a destination: one of the ways to show by HTTP who asks."""
+
+    bearer: SecretConfig | None = None
+    basic: BasicConfig | None = None
+    oidc: OidcConfig | None = None
+
+
+class CertificateConfig(_Table, frozen=True):
+    """`certificate` of a destination: what shows by TLS who asks; without `key` the key is in the same file."""
+
+    file: _Text
+    key: _Text | None = None
+
+
+class DestinationConfig(_Table, frozen=True):
+    """`[[destinations]]`: an archive, the forms of a SEG it is offered, best first, and how it is spared when it is ill."""
+
+    name: _Name
+    to: _Text
+    seg: Annotated[tuple[FormName, ...], msgspec.Meta(min_length=1)] = (
+        "labelmap:rle",
+        "labelmap:native",
+        "labelmap:implicit",
+        "binary:native",
+    )
+    give_up_after: _Text = "7d"
+    max_associations: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    auth: AuthConfig | None = None
+    certificate: CertificateConfig | None = None
+    ca: _Text | None = None
+    proxy: _Url | None = None
+    calling_ae: _Text | None = None
+    tls: bool = False
+    timeout: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+
+    @property
+    def give_up_after_s(self) -> float:
+        """How long a delivery is tried, in seconds."""
+        return parse_duration(self.give_up_after, f"destination {self.name}: give_up_after")
+
+
 class WebhookConfig(_Table, frozen=True):
     """`[[webhooks]]`: who is told of jobs that have come to an end, or wait for a person; without `patient` no patient data."""
 
     name: _Name
-    url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
+    url: _Url
     secret: SecretConfig
     on: Annotated[tuple[Literal["delivered", "failed", "held"], ...], msgspec.Meta(min_length=1)] = (
         "delivered",
@@ -203,6 +246,13 @@ class Config(_Table, frozen=True):
     def model(self, name: str) -> ModelConfig:
         """The model of that name; it exists in every configuration that was read."""
         return next(model for model in self.models if model.name == name)
+
+
+def destination_at(to: str) -> DestinationConfig:
+    """A destination that no configuration names, by its address. Raises ConfigError."""
+    destination = DestinationConfig(name=to, to=to)
+    _require_destination(destination, "destination")
+    return destination
 
 
 class Address(typing.NamedTuple):
@@ -336,7 +386,7 @@ def _require_known_keys(raw: dict[str, Any], table: type[_Table], path: str) -> 
 
 
 def _table_in(kind: Any) -> type[_Table] | None:
-    candidates = get_args(kind) if get_origin(kind) is tuple else (kind,)
+    candidates = get_args(kind) or (kind,)
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, _Table)), None)
 
 
@@ -361,12 +411,71 @@ def _require_coherent(config: Config) -> None:
     for index, model in enumerate(config.models):
         _require_model(model, f"models[{index}]")
     for index, destination in enumerate(config.destinations):
-        if not is_http(destination.to):
-            parse_dimse_address(destination.to, f"destinations[{index}].to")
-        _require_unique(destination.seg, f"destinations[{index}].seg")
-        parse_duration(destination.give_up_after, f"destinations[{index}].give_up_after")
+        _require_destination(destination, f"destinations[{index}]")
     for index, rule in enumerate(config.rules):
         _require_rule(rule, config, f"rules[{index}]")
+
+
+def _require_destination(destination: DestinationConfig, path: str) -> None:
+    if "://" in destination.to:
+        _require_url(destination.to, f"{path}.to")
+    if not is_http(destination.to):
+        parse_dimse_address(destination.to, f"{path}.to")
+    _require_unique(destination.seg, f"{path}.seg")
+    parse_duration(destination.give_up_after, f"{path}.give_up_after")
+    _require_fitting_keys(destination, path)
+    if destination.calling_ae:
+        _require_ae_title(destination.calling_ae, f"{path}.calling_ae")
+    if destination.proxy:
+        _require_url(destination.proxy, f"{path}.proxy")
+    if destination.auth:
+        _require_auth(destination.auth, f"{path}.auth")
+
+
+def _require_fitting_keys(destination: DestinationConfig, path: str) -> None:
+    """Raise ConfigError for a key that means nothing to a destination of that kind."""
+    keys: tuple[str, ...]
+    if is_http(destination.to):
+        keys, why = ("calling_ae", "tls"), "is for DIMSE alone; a DICOMweb root that begins with https:// is reached by TLS"
+    else:
+        keys, why = ("auth", "proxy"), "is for DICOMweb alone; DIMSE shows calling_ae, and with tls = true a certificate"
+    for key in keys:
+        if getattr(destination, key):
+            raise ConfigError(f"{path}.{key}: {why}")
+    for key in ("ca", "certificate"):
+        if getattr(destination, key) and not _uses_tls(destination):
+            raise ConfigError(f"{path}.{key}: nothing here is reached by TLS: that is https://, or tls = true for DIMSE")
+
+
+def _uses_tls(destination: DestinationConfig) -> bool:
+    oidc = destination.auth.oidc if destination.auth else None
+    urls = (destination.to, destination.proxy, oidc and oidc.token_url, oidc and oidc.issuer)
+    return destination.tls or any(url and url.startswith("https://") for url in urls)
+
+
+def _require_auth(auth: AuthConfig, path: str) -> None:
+    if sum(way is not None for way in (auth.bearer, auth.basic, auth.oidc)) != 1:
+        raise ConfigError(f"{path}: one way is needed; allowed: bearer, basic or oidc")
+    if auth.oidc is None:
+        return
+    if (auth.oidc.token_url is None) == (auth.oidc.issuer is None):
+        raise ConfigError(f"{path}.oidc: where tokens are had is either token_url, or the issuer that says so")
+    for key in ("token_url", "issuer"):
+        if url := getattr(auth.oidc, key):
+            _require_url(url, f"{path}.oidc.{key}")
+
+
+def _require_url(url: str, path: str) -> None:
+    """The message does not repeat a URL with a password: logs would have it."""
+    if _NAMED_USER.match(url):
+        raise ConfigError(f"{path}: a user or password in a URL would be seen in logs; a destination's belong to `auth`")
+    try:
+        parts = urlsplit(url)
+        is_good = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError(f"{path}: {url!r} is no URL; allowed: http(s)://host, with a port and a path where they are needed")
 
 
 def _require_model(model: ModelConfig, path: str) -> None:

@@ -23,10 +23,9 @@ from segnode.config import (
     NodeConfig,
     is_http,
     parse_address,
-    parse_dimse_address,
 )
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID
-from segnode.errors import ConfigError, DeliveryFailed, SegnodeError, Trouble
+from segnode.errors import ConfigError, DeliveryFailed, NotLetIn, SegnodeError, Trouble
 from segnode.posts import listen
 from segnode.store.filesystem import filesystem_here, require_local
 
@@ -65,7 +64,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for codec in _CODECS:
         yield f"codec {codec}", partial(_codec, codec)
     for destination in config.destinations:
-        yield f"destination {destination.name}", partial(_destination, destination, config.node.ae_title)
+        yield f"destination {destination.name}", partial(ask_destination, destination, config, _ANSWER_S)
     for model in config.models:
         yield f"labels of {model.name}", partial(_labels, model, config.folder)
         yield f"model {model.name}", partial(_model, model)
@@ -130,10 +129,11 @@ def _database(path: Path) -> str:
 
 def _dicom_port(config: NodeConfig) -> str:
     def answer() -> str:
+        from segnode.dimse.peer import DimsePeer
         from segnode.dimse.scu import echo
 
         node = DimseAddress(config.ae_title, *parse_address(config.dicom, "node.dicom"))
-        if echo(node, config.ae_title, _ANSWER_S) != IMPLEMENTATION_CLASS_UID:
+        if echo(DimsePeer(node, config.ae_title, _ANSWER_S))[0] != IMPLEMENTATION_CLASS_UID:
             raise Trouble("what answers C-ECHO there is no segnode")
         return "a segnode answers C-ECHO there"
 
@@ -190,18 +190,29 @@ def _codec(name: str) -> str:
     return f"frames of {', '.join(map(str, codec.bits))} bits are read back as they were written"
 
 
-def _destination(config: DestinationConfig, calling_ae: str) -> str:
-    if is_http(config.to):
-        from segnode.dicomweb.client import ask
+def ask_destination(destination: DestinationConfig, config: Config, within: float) -> str:
+    """Have a destination answer, within some seconds, as it would be asked for anything else; what it answered.
 
-        return ask(config.to, _ANSWER_S)
+    Raises ConfigError where its settings cannot be used, DeliveryFailed and Trouble with what is wrong and what to do.
+    """
+    if is_http(destination.to):
+        from segnode.dicomweb.client import ask
+        from segnode.dicomweb.peer import dicomweb_peer
+
+        answer = ask(dicomweb_peer(destination, config.folder).within(within))
+        is_open = destination.auth is not None and destination.to.startswith("http://")
+        return f"{answer}; what shows who asks goes there unencrypted: use https://, where it can" if is_open else answer
+    from segnode.dimse.peer import dimse_peer
     from segnode.dimse.scu import echo
 
+    peer = dimse_peer(destination, config.node.ae_title, config.folder).within(within)
     try:
-        echo(parse_dimse_address(config.to, config.name), calling_ae, _ANSWER_S)
-    except DeliveryFailed as error:
-        raise Trouble(f"{error}: see that it runs, that it knows {calling_ae}, and that the way to it is open") from error
-    return f"{config.to} answers C-ECHO"
+        _, version = echo(peer)
+    except NotLetIn as rejection:
+        raise Trouble(
+            f"{rejection}: see that it knows the AE title {peer.calling_ae}, and is called {peer.address.ae_title}"
+        ) from rejection
+    return f"{peer.where} answers C-ECHO{f' ({version})' if version else ''}"
 
 
 def _labels(config: ModelConfig, folder: Path) -> str:

@@ -27,7 +27,6 @@ from segnode.config import (
     DestinationConfig,
     ModelConfig,
     is_http,
-    parse_dimse_address,
     read_config,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
@@ -146,25 +145,27 @@ def object_file(config: Config, key: str) -> Path:
 
 
 def destinations(config: Config) -> Mapping[str, Destination]:
-    """An adapter for each destination of a configuration."""
-    return {d.name: destination(d, config.node.ae_title) for d in config.destinations}
+    """An adapter for each destination of a configuration. Raises ConfigError where a secret cannot be read."""
+    return {d.name: destination(d, config.node.ae_title, config.folder) for d in config.destinations}
 
 
-def destination(config: DestinationConfig, calling_ae: str) -> Destination:
-    """The adapter that reaches a destination."""
+def destination(config: DestinationConfig, calling_ae: str, folder: Path) -> Destination:
+    """The adapter that reaches a destination, whose files are named from a folder. Raises ConfigError."""
     if is_http(config.to):
         from segnode.dicomweb.client import StowDestination
+        from segnode.dicomweb.peer import dicomweb_peer
 
-        return StowDestination(config.to)
+        return StowDestination(dicomweb_peer(config, folder))
+    from segnode.dimse.peer import dimse_peer
     from segnode.dimse.scu import DimseDestination
 
-    return DimseDestination(parse_dimse_address(config.to, config.name), calling_ae)
+    return DimseDestination(dimse_peer(config, calling_ae, folder))
 
 
 def catalogues(config: Config) -> Mapping[str, Catalogue]:
-    """An adapter for each destination that a rule asks what it has of a series."""
+    """An adapter for each destination that a rule asks what it has of a series. Raises ConfigError."""
     asked = {rule.ask for rule in config.rules}
-    return {d.name: _catalogue(d, config.node.ae_title) for d in config.destinations if d.name in asked}
+    return {d.name: _catalogue(d, config.node.ae_title, config.folder) for d in config.destinations if d.name in asked}
 
 
 def slimmer(config: Config, name: str, overlap: Literal["error", "split"], *, dry_run: bool) -> "Slimmer":
@@ -176,19 +177,20 @@ def slimmer(config: Config, name: str, overlap: Literal["error", "split"], *, dr
     forms = tuple(form for form in found.seg if FORMS[form].type == "LABELMAP")
     if not forms:
         raise ConfigError(f"destination {name}: seg has no form of LABELMAP, so nothing there can be slimmed")
-    calling_ae = config.node.ae_title
-    archive = _catalogue(found, calling_ae)
-    return Slimmer(archive, destination(found, calling_ae), forms, overlap, dry_run, time.time)
+    reached = found, config.node.ae_title, config.folder
+    return Slimmer(_catalogue(*reached), destination(*reached), forms, overlap, dry_run, time.time)
 
 
-def _catalogue(config: DestinationConfig, calling_ae: str) -> "DicomWebCatalogue | DimseCatalogue":
+def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> "DicomWebCatalogue | DimseCatalogue":
     if is_http(config.to):
         from segnode.dicomweb.find import DicomWebCatalogue
+        from segnode.dicomweb.peer import dicomweb_peer
 
-        return DicomWebCatalogue(config.to)
+        return DicomWebCatalogue(dicomweb_peer(config, folder))
     from segnode.dimse.find import DimseCatalogue
+    from segnode.dimse.peer import dimse_peer
 
-    return DimseCatalogue(parse_dimse_address(config.to, config.name), calling_ae)
+    return DimseCatalogue(dimse_peer(config, calling_ae, folder))
 
 
 def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:

@@ -133,6 +133,6 @@ def outbox(folder: Path, to: str, seg: Sequence[str] | None = None, **settings) 
     """An outbox that owes the SEG to one archive, which is reached over the wire."""
     folder.mkdir(exist_ok=True)
     config = DestinationConfig(name="archive", to=to, **({"seg": tuple(seg)} if seg else {}), **settings)
-    box = Outbox(folder, {"archive": config}, {"archive": destination(config, "TEST")})
+    box = Outbox(folder, {"archive": config}, {"archive": destination(config, "TEST", folder)})
     box.owe("archive")
     return box

@@ -1,14 +1,11 @@
 """The STOW-RS client: sends SEGs to other people's archives."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
-from itertools import chain
 from mmap import mmap
-from ssl import SSLContext
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,7 +14,8 @@ import httpx
 from segnode.config import FormName
 from segnode.dicom.header import read_header
 from segnode.dicom.status import meaning_of, require_stored
-from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
+from segnode.dicomweb.peer import DicomWebPeer
+from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused, NotLetIn
 from segnode.pipeline.ports import Encoded
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
@@ -27,23 +25,22 @@ _STUDY, _SERIES, _INSTANCE = "0020000D", "0020000E", "00080018"
 _REFUSED_FORM: Final = (400, 409, 415)
 _NEVER: Final = (501, 505)
 _FOUND: Final = (200, 204)
-_FORBIDDEN: Final = (401, 403)
+_NOT_LET_IN: Final = (401, 403, 407)
 _PASSING: Final = (408, 425, 429)
 _GONE: Final = (404, 410)
 _BLOCK: Final = 1 << 16
-_TIMEOUT: Final = httpx.Timeout(120, connect=10)
 
 
 @dataclass(frozen=True)
 class StowDestination:
-    """An archive that is reached by STOW-RS; `root` is its DICOMweb root."""
+    """An archive that is reached by STOW-RS."""
 
-    root: str
+    peer: DicomWebPeer
 
     @property
     def where(self) -> str:
         """Its root."""
-        return self.root
+        return self.peer.root
 
     @contextmanager
     def reach(self, _forms: Sequence[FormName]) -> Iterator["StowDestination"]:
@@ -65,7 +62,7 @@ class StowDestination:
         except AlreadyThere as there:
             return str(there)
         except FormRefused as refusal:
-            raise DeliveryRefused(f"{self.root} refuses the object: {refusal}") from refusal
+            raise DeliveryRefused(f"{self.where} refuses the object: {refusal}") from refusal
 
     def _post(self, part10: bytes, sop_instance_uid: str) -> str:
         boundary = uuid4().hex
@@ -77,8 +74,7 @@ class StowDestination:
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
         headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
-        body = chain([head], _blocks(part10), [tail])
-        response = self._request("POST", "/studies", headers, body)
+        response = self._request("POST", "/studies", headers, _Body(head, part10, tail))
         return stored_answer(response, sop_instance_uid)
 
     def held(self, encoded: Encoded) -> bytes | None:
@@ -101,58 +97,68 @@ class StowDestination:
         given = self._request("GET", url, {"Accept": accept})
         if given.is_success:
             return given.content[place_of_part(given.content, given.headers.get("content-type", ""))]
-        answer = f"{self.root} answers WADO-RS with HTTP {given.status_code}"
+        answer = f"{self.where} answers WADO-RS with HTTP {given.status_code}"
         if known:
             raise CannotReadBack(answer)
         if given.status_code in _GONE:
             return None
         raise CannotAsk(f"{answer}, and a search with HTTP {search.status_code}")
 
-    def _request(self, method: str, path: str, headers: dict[str, str], body: Iterator[bytes] | None = None) -> httpx.Response:
+    def _request(self, method: str, path: str, headers: dict[str, str], body: Iterable[bytes] | None = None) -> httpx.Response:
         """Its answer. Raises DeliveryDeferred when it cannot be reached, or does not say now what it holds (GET)."""
         try:
-            url = f"{self.root.rstrip('/')}{path}"
-            response = httpx.request(method, url, content=body, headers=headers, timeout=_TIMEOUT, verify=_trusted())
-        except httpx.TransportError as error:
-            raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
+            with self.peer.client() as client:
+                response = client.request(method, self.peer.url(path), content=body, headers=headers)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise DeliveryDeferred(self.peer.trouble(error)) from error
         if method == "GET" and _is_passing(response.status_code):
-            raise DeliveryDeferred(f"{self.root} does not say what it holds: HTTP {response.status_code}")
+            raise DeliveryDeferred(f"{self.where} does not say what it holds: HTTP {response.status_code}")
         return response
 
 
-@cache
-def _trusted() -> SSLContext:
-    """The certificates that are trusted; reading them takes longer than sending a small object."""
-    return httpx.create_ssl_context()
-
-
-def ask(root: str, within: float) -> str:
-    """Have a DICOMweb server answer a search for one study, within some seconds; what it answered.
+def ask(peer: DicomWebPeer) -> str:
+    """Have a DICOMweb server answer a search for one study; what it answered.
 
     Raises DeliveryDeferred when it cannot be reached, DeliveryRefused when what answers serves us no DICOMweb.
     """
-    search = f"{root.rstrip('/')}/studies?limit=1"
     try:
         # Its answer is left unread: it is about a patient.
-        with httpx.stream("GET", search, headers={"Accept": "application/dicom+json"}, timeout=within) as response:
-            answer = f"{root} answers a search with HTTP {response.status_code}"
+        with peer.client() as client, client.stream("GET", peer.url("/studies?limit=1")) as response:
+            answer = f"{peer.root} answers a search with HTTP {response.status_code}"
             kind = response.headers.get("content-type", "")
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise DeliveryDeferred(
-            f"{root} cannot be reached: {error}: see that it runs, and that the way to it is open"
-        ) from error
+        raise DeliveryDeferred(peer.trouble(error)) from error
+    if response.status_code in _NOT_LET_IN:
+        raise DeliveryRefused(f"{answer}: it does not let this node in: {_key_to_look_at(peer, response.status_code)}")
+    if response.is_redirect:
+        raise DeliveryRefused(f"{answer}, which leads elsewhere, where nobody follows: give the root that it leads to")
     if response.status_code >= 500:
-        raise DeliveryRefused(f"{answer}: its own log says why")
-    if response.status_code in _FORBIDDEN:
-        raise DeliveryRefused(f"{answer}: it does not let this node in")
+        raise DeliveryRefused(f"{answer}: its own log says why, or see that this is the root of its DICOMweb")
     if response.status_code not in _FOUND or "html" in kind:
-        raise DeliveryRefused(f"{answer} {kind}: see that this is the root of its DICOMweb")
+        page = " and a page" if "html" in kind else ""
+        raise DeliveryRefused(f"{answer}{page}: see that this is the root of its DICOMweb")
     return answer
 
 
-def _blocks(part10: bytes) -> Iterator[bytes]:
-    for start in range(0, len(part10), _BLOCK):
-        yield part10[start : start + _BLOCK]
+def _key_to_look_at(peer: DicomWebPeer, status: int) -> str:
+    if status == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        return "it is the proxy that wants to know who asks"
+    return "see `auth`, and what it is allowed there" if peer.auth else "give it `auth`"
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A multipart message of one part; it can be gone through again, as a request that is sent once more is."""
+
+    head: bytes
+    part10: bytes
+    tail: bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.head
+        for start in range(0, len(self.part10), _BLOCK):
+            yield self.part10[start : start + _BLOCK]
+        yield self.tail
 
 
 def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:
@@ -172,6 +178,8 @@ def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:
             return answer
     if response.status_code in _REFUSED_FORM:
         raise FormRefused(answer)
+    if response.status_code in _NOT_LET_IN:
+        raise NotLetIn(answer)
     if _is_passing(response.status_code):
         raise DeliveryDeferred(answer)
     if response.is_success:

@@ -11,13 +11,13 @@ import httpx
 from pydicom.datadict import tag_for_keyword
 
 from segnode.dicomweb.client import place_of_part
-from segnode.errors import CannotReadBack, DeliveryDeferred, FindFailed
+from segnode.dicomweb.peer import DicomWebPeer
+from segnode.errors import CannotReadBack, DeliveryDeferred, DeliveryFailed, FindFailed
 from segnode.pipeline.ports import Level, Listed
 from segnode.store.objects import room_for
 
 _SERIES_UID, _COUNT, _INSTANCE_UID = "0020000E", "00201209", "00080018"
-_ANSWER: Final = httpx.Timeout(10.0)
-_SEARCH: Final = httpx.Timeout(120, connect=10)
+_ANSWER_S: Final = 10.0  # the sweep waits for it
 _PAGE: Final = 200  # the most that some servers allow to be asked for
 # Of each level the URL, of which the UIDs are keys, and what tells one match from another.
 _LEVELS: Final[Mapping[Level, tuple[str, str]]] = {
@@ -29,14 +29,14 @@ _LEVELS: Final[Mapping[Level, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class DicomWebCatalogue:
-    """A peer that is asked by QIDO-RS, and gives out by WADO-RS; `root` is its DICOMweb root."""
+    """A peer that is asked by QIDO-RS, and gives out by WADO-RS; to say how much it has it gets ten seconds at most."""
 
-    root: str
+    peer: DicomWebPeer
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """What the peer says, or where that has no number its instances counted; see the port Catalogue."""
         path = f"/studies/{study_instance_uid}/series"
-        with self._client(_ANSWER) as client:
+        with self.peer.within(_ANSWER_S).client() as client:
             keys = {"SeriesInstanceUID": series_instance_uid, "includefield": "NumberOfSeriesRelatedInstances"}
             found = [item for item in self._search(client, path, keys) if _value(item, _SERIES_UID) == series_instance_uid]
             if not found:
@@ -53,7 +53,7 @@ class DicomWebCatalogue:
         asked = {keyword: value for keyword, value in keys.items() if keyword not in above}
         wanted = {keyword: value for keyword, value in asked.items() if value}
         fields = ",".join(asked)
-        with self._client(_SEARCH) as client:
+        with self.peer.client() as client:
             found = self._all(client, template.format(**keys), {**wanted, "includefield": fields}, _tag(unique))
         return [{k: keys[k] if k in above else _text(_value(item, _tag(k))) for k in keys} for item in found]
 
@@ -67,28 +67,24 @@ class DicomWebCatalogue:
             try:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as error:  # an empty file cannot be mapped
-                raise CannotReadBack(f"{self.root} lists it, and answers WADO-RS with nothing") from error
+                raise CannotReadBack(f"{self.peer.root} lists it, and answers WADO-RS with nothing") from error
         return memoryview(content)[place_of_part(content, kind)]
 
     def _download(self, path: str, file: BinaryIO) -> str:
         """Write an answer to a file; its media type."""
         accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
         try:
-            with self._client(_SEARCH) as client, client.stream("GET", self._url(path), headers=accept) as response:
+            with self.peer.client() as client, client.stream("GET", self.peer.url(path), headers=accept) as response:
                 if not response.is_success:
-                    raise CannotReadBack(f"{self.root} lists it, and answers WADO-RS with HTTP {response.status_code}")
+                    raise CannotReadBack(f"{self.peer.root} lists it, and answers WADO-RS with HTTP {response.status_code}")
                 with room_for("an object"):
                     file.writelines(response.iter_bytes())
                     file.flush()
                 return str(response.headers.get("content-type", ""))
-        except httpx.RequestError as error:
-            raise DeliveryDeferred(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
-
-    def _client(self, timeout: httpx.Timeout) -> httpx.Client:
-        return httpx.Client(timeout=timeout, headers={"Accept": "application/dicom+json"})
-
-    def _url(self, path: str) -> str:
-        return f"{self.root.rstrip('/')}{path}"
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise DeliveryDeferred(self.peer.trouble(error)) from error
+        except httpx.DecodingError as error:
+            raise CannotReadBack(f"{self.peer.root} answers WADO-RS with what cannot be decoded") from error
 
     def _all(self, client: httpx.Client, path: str, keys: Mapping[str, str], unique: str) -> list[dict[str, Any]]:
         """Matches, page by page; a server may give fewer at once than are asked for, or know no pages."""
@@ -104,9 +100,13 @@ class DicomWebCatalogue:
         # Orthanc 1.10 does not find what has its wildcards percent-encoded, which they need not be (RFC 3986 3.4).
         query = "&".join(f"{key}={quote(value, safe='*?:@,;/')}" for key, value in keys.items())
         try:
-            response = client.get(f"{self._url(path)}?{query}")
-        except httpx.RequestError as error:
-            raise FindFailed(f"{self.root} cannot be reached, or broke off: {type(error).__name__}") from error
+            response = client.get(f"{self.peer.url(path)}?{query}")
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise FindFailed(self.peer.trouble(error)) from error
+        except httpx.DecodingError as error:
+            raise FindFailed(f"{self.peer.root} answers a search with what cannot be decoded") from error
+        except DeliveryFailed as failure:  # no token is had for it
+            raise FindFailed(str(failure)) from failure
         below_a_study = path.startswith("/studies/")
         if response.status_code == httpx.codes.NO_CONTENT or (response.status_code == httpx.codes.NOT_FOUND and below_a_study):
             return []
@@ -115,7 +115,7 @@ class DicomWebCatalogue:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, list):
-            raise FindFailed(f"{self.root} answers a search with HTTP {response.status_code}, and no list of what it has")
+            raise FindFailed(f"{self.peer.root} answers a search with HTTP {response.status_code}, and no list of what it has")
         return [item for item in found if isinstance(item, dict)]
 
 

@@ -14,8 +14,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelGet,
 )
 
-from segnode.config import DimseAddress
 from segnode.dicom.status import SUCCESS
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate, get_instance
 from segnode.errors import CannotReadBack, DeliveryFailed, FindFailed
 from segnode.pipeline.ports import Level, Listed
@@ -23,31 +23,31 @@ from segnode.seg.codecs import CODECS
 
 _STUDY_ROOT: Final = StudyRootQueryRetrieveInformationModelFind
 _GET: Final = StudyRootQueryRetrieveInformationModelGet
-_ANSWER_S: Final = 10.0
-_SEARCH_S: Final = 120.0
+_ANSWER_S: Final = 10.0  # the sweep waits for it
 _PENDING: Final = (0xFF00, 0xFF01)
 
 
 @dataclass(frozen=True)
 class DimseCatalogue:
-    """A peer that is asked by C-FIND, and gives out by C-GET."""
+    """A peer that is asked by C-FIND, and gives out by C-GET; to say how much it has it gets ten seconds at most."""
 
-    address: DimseAddress
-    calling_ae: str
+    peer: DimsePeer
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """What the peer says, or where that has no number its instances counted; see the port Catalogue."""
-        with self._asking(_ANSWER_S) as association:
+        with _asking(self.peer.within(_ANSWER_S)) as association:
             return self._count(association, study_instance_uid, series_instance_uid)
 
     def find(self, level: Level, keys: Mapping[str, str]) -> list[Mapping[str, str]]:
         """Search by C-FIND; see the port Archive."""
         try:
             asked = _asked(level, keys)
-            with self._asking(_SEARCH_S) as association:
+            with _asking(self.peer) as association:
                 return [_said(match, keys) for match in self._find(association, asked)]
         except ValueError as error:
-            raise FindFailed(f"{self.address.ae_title}: a key, or what is answered, is no value of its attribute") from error
+            raise FindFailed(
+                f"{self.peer.address.ae_title}: a key, or what is answered, is no value of its attribute"
+            ) from error
 
     def fetch(self, listed: Listed) -> bytes:
         """Fetch by C-GET, into memory; see the port Archive."""
@@ -59,26 +59,14 @@ class DimseCatalogue:
 
         kinds = {(str(SegmentationStorage), str(codec.transfer_syntax_uid)) for codec in CODECS.values()}
         kinds |= {(str(_GET), str(ImplicitVRLittleEndian))}
-        where = self.address.ae_title
-        with associate(self.address, self.calling_ae, kinds, gets=str(SegmentationStorage), keep=keep) as association:
+        where = self.peer.address.ae_title
+        with associate(self.peer, kinds, gets=str(SegmentationStorage), keep=keep) as association:
             if _GET not in {context.abstract_syntax for context in association.accepted_contexts}:
                 raise CannotReadBack(f"{where} accepts no C-GET")
             status = get_instance(association, listed, where)
         if not received:
             raise CannotReadBack(f"{where} lists it, answers C-GET with status 0x{status:04X} and gives nothing")
         return received[0]
-
-    @contextmanager
-    def _asking(self, within: float) -> Iterator[Association]:
-        """An association for C-FIND. Raises FindFailed."""
-        kinds = {(str(_STUDY_ROOT), str(syntax)) for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)}
-        try:
-            with associate(self.address, self.calling_ae, kinds, within) as association:
-                if not association.accepted_contexts:
-                    raise FindFailed(f"{self.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
-                yield association
-        except DeliveryFailed as failure:
-            raise FindFailed(str(failure)) from failure
 
     def _count(self, association: Association, study: str, series: str) -> int:
         asked = Dataset()
@@ -99,11 +87,24 @@ class DimseCatalogue:
         """Every match; one that broke off, or was cut short, is none."""
         for status, match in association.send_c_find(asked, _STUDY_ROOT):
             if "Status" not in status:
-                raise FindFailed(f"{self.address.ae_title} does not answer C-FIND, or broke off")
+                raise FindFailed(f"{self.peer.address.ae_title} does not answer C-FIND, or broke off")
             if status.Status in _PENDING and match is not None:
                 yield match
             elif status.Status != SUCCESS:
-                raise FindFailed(f"{self.address.ae_title} answers C-FIND with status 0x{status.Status:04X}")
+                raise FindFailed(f"{self.peer.address.ae_title} answers C-FIND with status 0x{status.Status:04X}")
+
+
+@contextmanager
+def _asking(peer: DimsePeer) -> Iterator[Association]:
+    """An association for C-FIND. Raises FindFailed."""
+    kinds = {(str(_STUDY_ROOT), str(syntax)) for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)}
+    try:
+        with associate(peer, kinds) as association:
+            if not association.accepted_contexts:
+                raise FindFailed(f"{peer.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
+            yield association
+    except DeliveryFailed as failure:
+        raise FindFailed(str(failure)) from failure
 
 
 def _asked(level: Level, keys: Mapping[str, str]) -> Dataset:

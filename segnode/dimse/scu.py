@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Final
 
 from pydicom import Dataset, dcmread
@@ -20,9 +21,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from segnode.config import DimseAddress, FormName
+from segnode.connections import trouble
 from segnode.dicom.header import read_header
 from segnode.dicom.status import SUCCESS, meaning_of, require_stored
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
+from segnode.dimse.peer import ANSWER_S, DimsePeer, look_at
 from segnode.dimse.switches import set_switches
 from segnode.errors import (
     AlreadyThere,
@@ -43,8 +46,8 @@ _MAXIMUM_PDU: Final = 131072
 _MOST_CONTEXTS: Final = 128
 _CONNECT_S: Final = 10
 _NEGOTIATE_S: Final = 30
-_ANSWER_S: Final = 120
 _PENDING: Final = (0xFF00, 0xFF01)
+_BROKE_OFF: Final = ", or broke off: see that DICOM is served there, and whether it wants TLS"
 _PERMANENT: Final = 1  # the result of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
 
 
@@ -52,19 +55,18 @@ _PERMANENT: Final = 1  # the result of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
 class DimseDestination:
     """An archive that is reached by C-STORE."""
 
-    address: DimseAddress
-    calling_ae: str
+    peer: DimsePeer
 
     @property
     def where(self) -> str:
         """Its AE title."""
-        return self.address.ae_title
+        return self.peer.address.ae_title
 
     @contextmanager
     def reach(self, forms: Sequence[FormName]) -> Iterator["StoreDoor"]:
         """Offer every form in one association; see the port Destination."""
         wanted = {(str(FORMS[f].sop_class_uid), str(FORMS[f].transfer_syntax_uid)) for f in forms}
-        with associate(self.address, self.calling_ae, wanted) as association:
+        with associate(self.peer, wanted) as association:
             yield StoreDoor(association)
 
     def held(self, encoded: Encoded) -> bytes | None:
@@ -101,21 +103,21 @@ class DimseDestination:
         """Offer the object uncompressed, as every archive takes what it takes at all; see the port Destination."""
         sop_class = read_header(BytesIO(part10)).sop_class_uid
         kinds = {(sop_class, str(syntax)) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)}
-        with associate(self.address, self.calling_ae, kinds) as association:
+        with associate(self.peer, kinds) as association:
             if association.accepted_contexts:
                 try:
                     return _store(association, part10)
                 except AlreadyThere as there:
                     return str(there)
                 except FormRefused as refusal:
-                    raise DeliveryRefused(f"{self.address.ae_title} refuses {uid_name(sop_class)}: {refusal}") from refusal
-        raise DeliveryRefused(f"{self.address.ae_title} does not accept SOP class {uid_name(sop_class)}")
+                    raise DeliveryRefused(f"{self.where} refuses {uid_name(sop_class)}: {refusal}") from refusal
+        raise DeliveryRefused(f"{self.where} does not accept SOP class {uid_name(sop_class)}")
 
     @contextmanager
     def _asking(self, kinds: set[tuple[str, str]], gets: str, keep: Callable[[Event], int]) -> Iterator[Association]:
         """An association to ask in. Raises CannotAsk where it is rejected for good, as that for storing is not."""
         try:
-            with associate(self.address, self.calling_ae, kinds, gets=gets, keep=keep) as association:
+            with associate(self.peer, kinds, gets=gets, keep=keep) as association:
                 yield association
         except NotLetIn as rejection:
             raise CannotAsk(str(rejection)) from rejection
@@ -137,13 +139,20 @@ class StoreDoor:
         return _store(self.association, encoded.part10)
 
 
-def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) -> Iterator[tuple[Path, str]]:
-    """Send Part 10 files as they are; yields each with what was answered.
+def send_files(
+    files: Sequence[Path],
+    address: DimseAddress,
+    calling_ae: str,
+    timeout_s: float = ANSWER_S,
+    tls: SSLContext | None = None,
+) -> Iterator[tuple[Path, str]]:
+    """Send Part 10 files as they are to what is a DimsePeer; yields each with what was answered.
 
     Raises DeliveryDeferred and DeliveryRefused, naming the file that was not taken.
     """
+    peer = DimsePeer(address, calling_ae, timeout_s, tls)
     for batch in _batches(files):
-        with associate(address, calling_ae, set(batch.values())) as association:
+        with associate(peer, set(batch.values())) as association:
             for file in batch:
                 try:
                     yield file, _store(association, file)
@@ -153,20 +162,21 @@ def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) ->
                     raise DeliveryRefused(f"{file}: {address.ae_title} refuses {uid_name(batch[file][0])}: {error}") from error
 
 
-def echo(address: DimseAddress, calling_ae: str, within: float) -> str:
-    """Have an application entity answer C-ECHO, each step within some seconds; its implementation class UID.
+def echo(peer: DimsePeer) -> tuple[str, str]:
+    """Have an application entity answer C-ECHO; its implementation class UID, and version name where it gives one.
 
     Raises DeliveryDeferred when it cannot be reached, DeliveryRefused when it answers something else than success.
     """
-    with associate(address, calling_ae, {(str(Verification), str(ImplicitVRLittleEndian))}, within) as association:
+    with associate(peer, {(str(Verification), str(ImplicitVRLittleEndian))}) as association:
         if not association.accepted_contexts:
-            raise DeliveryRefused(f"{_where(address)} accepts the association, but no C-ECHO in it")
+            raise DeliveryRefused(f"{peer.where} accepts the association, but no C-ECHO in it")
         status = association.send_c_echo()
         if "Status" not in status:
-            raise DeliveryDeferred(f"{_where(address)} accepts the association, but does not answer C-ECHO")
+            raise DeliveryDeferred(f"{peer.where} accepts the association, but does not answer C-ECHO")
         if status.Status != SUCCESS:
-            raise DeliveryRefused(f"{_where(address)} answers C-ECHO with status 0x{status.Status:04X}")
-        return str(association.acceptor.implementation_class_uid)
+            raise DeliveryRefused(f"{peer.where} answers C-ECHO with status 0x{status.Status:04X}")
+        acceptor = association.acceptor
+        return str(acceptor.implementation_class_uid), str(acceptor.implementation_version_name or "")
 
 
 def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
@@ -189,28 +199,24 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
 
 @contextmanager
 def associate(
-    address: DimseAddress,
-    calling_ae: str,
-    kinds: set[tuple[str, str]],
-    within: float = _ANSWER_S,
-    *,
-    gets: str | None = None,
-    keep: Callable[[Event], int] | None = None,
+    peer: DimsePeer, kinds: set[tuple[str, str]], *, gets: str | None = None, keep: Callable[[Event], int] | None = None
 ) -> Iterator[Association]:
     """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred.
 
-    `within` is how many seconds an answer may take; to connect and to negotiate may not take that long by default. Objects
-    of the class that is got by C-GET are given to `keep`.
+    To connect and to negotiate may not take as long as an answer. Objects of the class that is got by C-GET are given to
+    `keep`.
     """
     set_switches()
-    ae = AE(calling_ae)
+    ae = AE(peer.calling_ae)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.connection_timeout, ae.acse_timeout = min(_CONNECT_S, within), min(_NEGOTIATE_S, within)
-    ae.dimse_timeout = ae.network_timeout = within
+    ae.connection_timeout, ae.acse_timeout = min(_CONNECT_S, peer.timeout_s), min(_NEGOTIATE_S, peer.timeout_s)
+    ae.dimse_timeout = ae.network_timeout = peer.timeout_s
     contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
     roles: list[Any] = [build_role(gets, scp_role=True)] if gets else []
-    handlers: list[Any] = [(evt.EVT_C_STORE, keep)] if keep else []
+    opened: list[Event] = []
+    handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened.append), *([(evt.EVT_C_STORE, keep)] if keep else [])]
+    address = peer.address
     try:
         association = ae.associate(
             address.host,
@@ -220,24 +226,22 @@ def associate(
             max_pdu=_MAXIMUM_PDU,
             ext_neg=roles,
             evt_handlers=handlers,
+            tls_args=(peer.tls, address.host) if peer.tls else None,
         )
     except OSError as error:  # the host's name is not known now
-        raise DeliveryDeferred(f"{_where(address)} cannot be reached: {error.strerror}") from error
+        raise DeliveryDeferred(f"{peer.where} cannot be reached: {trouble(error)}") from error
     if association.is_rejected:
         answer = association.acceptor.primitive
         kind = NotLetIn if answer is not None and answer.result == _PERMANENT else DeliveryDeferred
-        raise kind(f"{_where(address)} rejected the association ({_rejection(association)})")
+        raise kind(f"{peer.where} rejected the association of {peer.calling_ae} ({_rejection(association)})")
     if not association.is_established and not association.rejected_contexts:
-        raise DeliveryDeferred(f"{_where(address)} cannot be reached, or broke off")
+        reason = look_at(peer) if peer.tls or not opened else ""
+        raise DeliveryDeferred(f"{peer.where} cannot be reached{f': {reason}' if reason else _BROKE_OFF}")
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
-
-
-def _where(address: DimseAddress) -> str:
-    return f"{address.ae_title}@{address.host}:{address.port}"
 
 
 def _rejection(association: Association) -> str:

@@ -22,6 +22,8 @@ from segnode.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "segnode.toml"
 ARCHIVE = '[[destinations]]\nname = "archive"\nto = "http://archive/dicom-web"\n'
+DIMSE = '[[destinations]]\nname = "archive"\nto = "A@host:104"\n'
+SECRET = '{ env = "A" }'
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
 
 
@@ -49,6 +51,31 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         ('[[destinations]]\nname = "a"\nto = "ftp://x"', "destinations[0].to", "AETITLE@host:port"),
         ('[[destinations]]\nname = "a"\nto = "A@host:port"', "destinations[0].to", "AETITLE@host:port"),
         ('[[destinations]]\nname = "a"', "destinations[0]", "to"),
+        (DIMSE + 'proxy = "http://p:3128"', "destinations[0].proxy", "is for DICOMweb alone"),
+        (DIMSE + 'auth = { bearer = { env = "A" } }', "destinations[0].auth", "is for DICOMweb alone"),
+        (DIMSE + 'ca = "ca.pem"', "destinations[0].ca", "tls = true"),
+        (DIMSE + 'calling_ae = "SEVENTEENLETTERSS"', "destinations[0].calling_ae", "1 to 16"),
+        (ARCHIVE + 'calling_ae = "A"', "destinations[0].calling_ae", "is for DIMSE alone"),
+        (ARCHIVE + "tls = true", "destinations[0].tls", "https://"),
+        (ARCHIVE + 'certificate = { file = "node.pem" }', "destinations[0].certificate", "https://"),
+        (ARCHIVE + "timeout = 0", "destinations[0].timeout", "> 0"),
+        (ARCHIVE + 'proxy = "socks5://p"', "destinations[0].proxy", "https?"),
+        (ARCHIVE + 'proxy = "http://"', "destinations[0].proxy", "https?"),
+        (ARCHIVE + 'proxy = "http://p:http"', "destinations[0].proxy", "http(s)://host"),
+        (ARCHIVE + 'auth = { bearer = "hidden" }', "destinations[0].auth.bearer", "object"),
+        (ARCHIVE + 'auth = { baerer = { env = "A" } }', "destinations[0].auth.baerer", "bearer, basic, oidc"),
+        (ARCHIVE + "auth = {}", "destinations[0].auth", "bearer, basic or oidc"),
+        (
+            ARCHIVE + f"auth = {{ bearer = {SECRET}, basic = {{ user = 'u', password = {SECRET} }} }}",
+            "destinations[0].auth",
+            "one way",
+        ),
+        (ARCHIVE + f"auth = {{ basic = {{ user = 'a:b', password = {SECRET} }} }}", "destinations[0].auth.basic.user", "regex"),
+        (
+            ARCHIVE + f"auth = {{ oidc = {{ client_id = 'c', client_secret = {SECRET} }} }}",
+            "destinations[0].auth.oidc",
+            "token_url",
+        ),
         ('[[models]]\nname = "m"\nrun = "rm -rf"\nlabels = "threshold"\nversion = "1"', "models[0].run", "python:module"),
         ('[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"', "models[0]", "version"),
         ('[[rules]]\nwhen = { Modalty = "CT" }\nmodel = "threshold"', "rules[0].when.Modalty", "Modality"),
@@ -80,6 +107,42 @@ def test_wrong_configuration_names_path_and_allowed_values(text: str, path: str,
         parse_config(text, Path())
     assert str(error.value).startswith(path)
     assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ('to = "https://user:hidden@host/dicom-web"', "to"),
+        ('to = "https://hidden@host"', "to"),
+        ('to = "HTTP://u:hidden@host:80"', "to"),
+        ('to = "ftp://user:hidden@host"', "to"),
+        ('to = "http://host"\nproxy = "http://user:hidden@proxy:3128"', "proxy"),
+        (
+            f'to = "http://a"\nauth.oidc = {{ client_id = "c", client_secret = {SECRET}, issuer = "https://a:hidden@b" }}',
+            "auth.oidc.issuer",
+        ),
+        ('to = "http://host"\nauth = { bearer = "hidden" }', "auth.bearer"),
+        ('to = "http://host"\nauth = { bearer = { value = "hidden" } }', "auth.bearer.value"),
+    ],
+)
+def test_secret_in_the_file_is_refused_and_not_repeated(table: str, key: str) -> None:
+    """A password in a URL, and a secret where only its place belongs, stop the start; the error names the key alone."""
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'destinations[0].{key}')}: ") as error:
+        parse_config(f'[[destinations]]\nname = "archive"\n{table}\n', Path())
+    assert "hidden" not in str(error.value)
+
+
+def test_keys_that_a_kind_of_destination_has() -> None:
+    """Each where it means something: a certificate is shown by https and by DIMSE over TLS, and where tokens are had."""
+    shown = 'ca = "ca.pem"\ncertificate = { file = "node.pem", key = "node.key" }\n'
+    for table in (
+        DIMSE + 'tls = true\ncalling_ae = "A:B"\n' + shown,
+        ARCHIVE.replace("http:", "https:") + 'proxy = "http://proxy:3128"\n' + shown,
+        ARCHIVE + f'ca = "ca.pem"\nauth = {{ oidc = {{ client_id = "c", client_secret = {SECRET}, issuer = "https://b" }} }}',
+        DIMSE.replace("A@", "A:B@"),
+    ):
+        (found,) = parse_config(table, Path()).destinations
+        assert found.timeout == 120
 
 
 def test_error_names_the_file(tmp_path: Path) -> None:

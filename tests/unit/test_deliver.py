@@ -19,6 +19,7 @@ from segnode.errors import (
     DeliveryFailed,
     DeliveryRefused,
     FormRefused,
+    NotLetIn,
 )
 from segnode.pipeline.ports import Encoded
 from tests.outbox import CREATED, RESULT, Outbox, segmentation, truth
@@ -380,7 +381,8 @@ def response(status: int, stored: Sequence[dict] = (), failed: Sequence[dict] | 
         (httpx.Response(400, text="<html>"), FormRefused),
         (httpx.Response(503), DeliveryDeferred),
         (httpx.Response(429), DeliveryDeferred),
-        (httpx.Response(401), DeliveryRefused),
+        (httpx.Response(401), NotLetIn),
+        (httpx.Response(403), NotLetIn),
         (httpx.Response(404), DeliveryRefused),
         (httpx.Response(200, json=[1, 2]), DeliveryDeferred),
     ],

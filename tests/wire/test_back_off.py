@@ -10,6 +10,7 @@ from dbos import DBOS
 
 from segnode.config import DestinationConfig
 from segnode.dicomweb.client import StowDestination
+from segnode.dicomweb.peer import DicomWebPeer
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.labelmaps import Labelmaps
@@ -61,7 +62,7 @@ def night(tmp_path: Path) -> Iterator[Night]:
     """An engine whose destinations refuse the connection."""
     roots = {name: f"http://127.0.0.1:{free_port()}/dicom-web" for name in ARCHIVES}
     configs = {name: DestinationConfig(name=name, to=root, seg=("labelmap:native",)) for name, root in roots.items()}
-    outbox = Outbox(tmp_path, configs, {name: StowDestination(root) for name, root in roots.items()})
+    outbox = Outbox(tmp_path, configs, {name: StowDestination(DicomWebPeer(root)) for name, root in roots.items()})
     deliverer = outbox.deliverer
     assembler = Assembler(deliverer.objects, deliverer.index)
     inferrer = Inferrer(assembler, outbox.jobs, {}, Labelmaps(tmp_path / "work"), deliverer.clock)

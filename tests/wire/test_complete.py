@@ -22,7 +22,9 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from segnode.config import DimseAddress
 from segnode.dicomweb.find import DicomWebCatalogue
+from segnode.dicomweb.peer import DicomWebPeer
 from segnode.dimse.find import DimseCatalogue
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import send_files
 from segnode.errors import FindFailed
 from segnode.node import open_index, open_jobs
@@ -144,7 +146,7 @@ def address(server: Server) -> DimseAddress:
 def test_orthanc_says_how_many_instances_it_has(sender: Server, phantom: Phantom) -> None:
     """By C-FIND and by QIDO-RS it has as many of a series as were sent to it, and none of a series that it does not know."""
     image = first_of(phantom)
-    for catalogue in (DimseCatalogue(address(sender), "TEST"), DicomWebCatalogue(sender.dicomweb)):
+    for catalogue in (DimseCatalogue(DimsePeer(address(sender), "TEST")), DicomWebCatalogue(DicomWebPeer(sender.dicomweb))):
         assert catalogue.count_instances(image.StudyInstanceUID, image.SeriesInstanceUID) == 24
         assert catalogue.count_instances(image.StudyInstanceUID, "1.2.3.4.5") == 0
 
@@ -174,7 +176,7 @@ def test_peer_that_gives_no_number_is_counted(tmp_path: Path) -> None:
             yield 0xFF00, match
 
     with query_scp(answer) as peer:
-        assert DimseCatalogue(peer, "TEST").count_instances(STUDY, SERIES) == 3
+        assert DimseCatalogue(DimsePeer(peer, "TEST")).count_instances(STUDY, SERIES) == 3
 
 
 def test_search_without_numbers_is_counted_page_by_page() -> None:
@@ -200,7 +202,7 @@ def test_search_without_numbers_is_counted_page_by_page() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{server.server_port}"
-        assert DicomWebCatalogue(root).count_instances(STUDY, SERIES) == 5
+        assert DicomWebCatalogue(DicomWebPeer(root)).count_instances(STUDY, SERIES) == 5
         server.shutdown()
 
 
@@ -211,10 +213,10 @@ def test_peer_that_does_not_say_has_no_number() -> None:
         yield 0xC001, None
 
     with query_scp(fail) as peer, pytest.raises(FindFailed, match="0xC001"):
-        DimseCatalogue(peer, "TEST").count_instances(STUDY, SERIES)
+        DimseCatalogue(DimsePeer(peer, "TEST")).count_instances(STUDY, SERIES)
     for down in (
-        DimseCatalogue(DimseAddress("NOBODY", "127.0.0.1", free_port()), "TEST"),
-        DicomWebCatalogue(f"http://127.0.0.1:{free_port()}"),
+        DimseCatalogue(DimsePeer(DimseAddress("NOBODY", "127.0.0.1", free_port()), "TEST")),
+        DicomWebCatalogue(DicomWebPeer(f"http://127.0.0.1:{free_port()}")),
     ):
         with pytest.raises(FindFailed, match="cannot be reached"):
             down.count_instances(STUDY, SERIES)

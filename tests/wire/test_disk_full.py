@@ -11,6 +11,7 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from segnode.config import parse_dimse_address
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate, send_files
 from segnode.errors import DeliveryDeferred
 from segnode.node import open_index, open_jobs
@@ -80,7 +81,7 @@ def test_association_that_ends_on_a_full_disk_does_not_stay_open(small_disk: Pat
     with segnode(small_disk.parent, RULE.replace("1.0", "3600.0")) as node:
         index = open_index(node_config(node))
         kind = {(str(CTImageStorage), str(ExplicitVRLittleEndian))}
-        with associate(parse_dimse_address(node.dimse, ""), "TEST", kind) as association:
+        with associate(DimsePeer(parse_dimse_address(node.dimse, ""), "TEST"), kind) as association:
             assert association.send_c_store(image).Status == 0
             assert [series.is_being_sent for series in index.quiet_series()] == [True]
             filler = fill(small_disk)

@@ -15,6 +15,7 @@ import pytest
 
 from segnode import doctor
 from segnode.config import Config, DimseAddress, parse_config
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import DimseDestination
 from segnode.doctor import Finding, examine
 from segnode.errors import DeliveryDeferred
@@ -180,7 +181,7 @@ def test_destinations_are_asked(tmp_path: Path, archive: Server, web_server: int
 
 def test_host_without_an_address_is_tried_again() -> None:
     """While a destination's name is not known, a delivery to it waits: the name's server may be down."""
-    destination = DimseDestination(DimseAddress("ARCHIVE", "no.such.host.invalid", 104), "TEST")
+    destination = DimseDestination(DimsePeer(DimseAddress("ARCHIVE", "no.such.host.invalid", 104), "TEST"))
     cannot_be_reached = pytest.raises(DeliveryDeferred, match="ARCHIVE@no.such.host.invalid:104 cannot be reached")
     with cannot_be_reached, destination.reach(["labelmap:native"]):
         pass

@@ -20,6 +20,7 @@ from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from segnode.config import Config, DimseAddress, RetentionConfig, parse_dimse_address
+from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate, send_files
 from segnode.errors import DeliveryFailed
 from segnode.node import Store, open_index, open_jobs, open_store
@@ -350,7 +351,7 @@ def test_nothing_outlives_a_busy_node_that_is_killed(tmp_path: Path, monkeypatch
         until(marker.exists)
         address = parse_dimse_address(node.dimse, "")
         for _ in range(3):
-            stack.enter_context(associate(address, "TEST", {(CTImageStorage, ExplicitVRLittleEndian)}))
+            stack.enter_context(associate(DimsePeer(address, "TEST"), {(CTImageStorage, ExplicitVRLittleEndian)}))
         processes = descendants(node.process.pid)
         assert set(map(int, marker.read_text().split())) < processes
         node.process.kill()

@@ -1,0 +1,81 @@
+"""Connections to other people's servers: whom they trust, what they show, and what is wrong with one that fails."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from segnode.config import DestinationConfig
+from segnode.errors import ConfigError
+
+# Verification errors of OpenSSL (x509_vfy.h).
+_OTHER_NAME: Final = (62, 63, 64)
+_NOT_NOW: Final = (9, 10)
+_UNKNOWN_ISSUER: Final = (2, 18, 19, 20, 21)
+
+
+def trusted_by(
+    config: DestinationConfig, folder: Path, by_default: Callable[[], ssl.SSLContext] = ssl.create_default_context
+) -> ssl.SSLContext:
+    """How a destination is spoken to by TLS: 1.2 or 1.3, its host name verified (PS3.15 B.12, BCP 195). Raises ConfigError.
+
+    With `ca` its authorities alone are trusted; without, those that are trusted by default.
+    """
+    where = f"destination {config.name}"
+    try:
+        context = ssl.create_default_context(cafile=folder / config.ca) if config.ca else by_default()
+    except OSError as error:
+        raise ConfigError(f"{where}: ca: {config.ca} cannot be used: {error.strerror or error}: name a file in PEM") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if config.certificate:
+        file, key = config.certificate.file, config.certificate.key or config.certificate.file
+        try:
+            # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+            context.load_cert_chain(folder / file, folder / key, password=lambda: "")
+        except OSError as error:
+            raise ConfigError(
+                f"{where}: certificate: {file} with the key {key} cannot be used: {error.strerror or error}:"
+                " name files in PEM, and a key that belongs to it and has no password"
+            ) from error
+    return context
+
+
+def trouble(error: BaseException) -> str:
+    """What is wrong with a connection, and what to do; an error that was raised from one of the network tells that."""
+    seen = error
+    while not isinstance(seen, OSError) and (below := seen.__cause__ or seen.__context__) is not None:
+        seen = below
+    if isinstance(seen, ssl.SSLCertVerificationError):
+        return _distrust(seen)
+    if isinstance(seen, ssl.SSLError):
+        return _tls_trouble(seen.reason or "")
+    if isinstance(seen, socket.gaierror):
+        return f"the name of its host is not known ({seen.strerror}): see that it is written as it should be"
+    if isinstance(seen, TimeoutError):
+        return "no answer in time: see that it runs, and that the way to it is open"
+    if isinstance(seen, OSError) and seen.strerror:
+        return f"{seen.strerror}: see that it runs, and that the way to it is open"
+    return f"it broke off ({type(error).__name__})"
+
+
+def _distrust(error: ssl.SSLCertVerificationError) -> str:
+    said = f"its certificate is not trusted ({error.verify_message})"
+    if error.verify_code in _OTHER_NAME:
+        return f"{said}: reach it by the name that its certificate is for"
+    if error.verify_code in _NOT_NOW:
+        return f"{said}: have it renewed, or see to the clock of this machine"
+    if error.verify_code in _UNKNOWN_ISSUER:
+        return f"{said}: give the certificate of its authority as `ca`"
+    return said
+
+
+def _tls_trouble(reason: str) -> str:
+    words = reason.lower().replace("_", " ")
+    if "EOF" in reason:
+        return f"it broke off ({words})"
+    if "ALERT" in reason and "VERSION" not in reason:
+        return f"it refuses TLS with this node ({words}): see the `certificate` that it is shown, and which it asks for"
+    if "VERSION_NUMBER" in reason or "RECORD" in reason:
+        return f"it speaks no TLS there ({words}): see the port, or the address without TLS"
+    return f"TLS with it fails ({words or 'no reason given'}): it must offer TLS 1.2 or 1.3"
