@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from segnode.seg_cli import seg
 if TYPE_CHECKING:
     from segnode.backup import Watch
     from segnode.pipeline.replay import Replayed
+    from segnode.pipeline.slim import Slimmed
     from segnode.pipeline.trial import SeriesTrial
     from segnode.store.jobs import Jobs
 
@@ -330,6 +332,93 @@ def resume(config: Config, name: str) -> None:
     open_standings(config).resume(_known_destination(config, name))
     open_jobs(config).hasten(name, time.time())
     click.echo(f"{name} is resumed")
+
+
+@main.command()
+@_config_option
+@click.option("--from", "name", metavar="NAME", required=True, help="The destination to slim: it is searched, and sent to.")
+@click.option("--study", metavar="UID", help="Only this study.")
+@click.option(
+    "--query",
+    "pairs",
+    metavar="KEYWORD=VALUE",
+    multiple=True,
+    help="Only what matches, such as StudyDate=20240101-20241231; may be repeated.",
+)
+@click.option(
+    "--overlap",
+    type=click.Choice(("error", "split")),
+    default="error",
+    show_default=True,
+    help="A BINARY whose segments overlap: leave it and name them, or make the fewest LABELMAPs that hold them.",
+)
+@click.option("--dry-run", is_flag=True, help="Fetch and convert, so that the bytes are true, and send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def slim(
+    config_file: Path | None, name: str, study: str | None, pairs: Sequence[str], overlap: Any, *, dry_run: bool, as_json: bool
+) -> None:
+    """Put a LABELMAP beside every BINARY segmentation that an archive holds, where that is smaller.
+
+    Each is fetched, converted, proven to have the same labels, and sent back in the best LABELMAP form of the destination that
+    the archive takes. Nothing is deleted. What has its LABELMAP already is passed over, so that a run which was broken off is
+    repeated to go on. Exit code 1 when an object failed; the others are slimmed.
+    """
+    from segnode.node import slimmer
+    from segnode.pipeline.slim import slim_keys
+
+    config = read_config(config_file)
+    keys = slim_keys((*pairs, *([f"StudyInstanceUID={study}"] if study else ())))
+    slimming = slimmer(config, _known_destination(config, name), overlap, dry_run=dry_run)
+    found: list[Slimmed] = []
+    with (
+        warnings.catch_warnings(),
+        click.progressbar(
+            slimming.studies(keys),
+            label=f"studies of {name}",
+            show_pos=True,
+            item_show_func=lambda _: f"{len(found)} object(s)",
+            file=sys.stderr,
+        ) as studies,
+    ):
+        warnings.simplefilter("ignore")  # what pydicom warns of, `seg check` tells
+        for uid in studies:
+            for slimmed in slimming.slim_study(uid, keys):
+                if not as_json:
+                    _echo_slimmed(slimmed, found[-1] if found else None)
+                found.append(slimmed)
+                studies.render_progress()
+    if as_json:
+        _echo_json(found)
+    else:
+        _echo_slimmed_in_all(found)
+    sys.exit(1 if any(slimmed.outcome == "failed" for slimmed in found) else 0)
+
+
+def _echo_slimmed(slimmed: "Slimmed", before: "Slimmed | None") -> None:
+    """A line, under headings where it is the first of all or of its study; another for the reason where nothing was sent."""
+    if sys.stderr.isatty():  # the progress bar stands in this line
+        click.echo("\r\033[K", nl=False, err=True)
+    if before is None:
+        click.echo(f"{'bytes before':>14} {'after':>14}")
+    if before is None or before.study != slimmed.study:
+        click.echo(f"study {slimmed.study}")
+    sizes = _sizes(slimmed.bytes_before, slimmed.bytes_after)
+    click.echo(f"{sizes}  {slimmed.outcome:<16}  {slimmed.object}  {slimmed.form}".rstrip())
+    if slimmed.outcome in ("left", "failed"):
+        click.echo(f"    {slimmed.detail}")
+
+
+def _echo_slimmed_in_all(found: "Sequence[Slimmed]") -> None:
+    smaller = [slimmed for slimmed in found if slimmed.bytes_after]
+    sizes = _sizes(sum(slimmed.bytes_before for slimmed in smaller), sum(slimmed.bytes_after for slimmed in smaller))
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(slimmed.outcome for slimmed in found).items())
+    click.echo(f"{sizes}  {counts or 'no BINARY segmentation was found'}")
+
+
+def _sizes(before: int, after: int) -> str:
+    """Bytes before, after, and how many times smaller; blank where there are none."""
+    ratio = f"{before / after:.1f}x" if after else ""
+    return f"{f'{before:,}' if before else '':>14} {f'{after:,}' if after else '':>14} {ratio:>7}"
 
 
 @main.command()

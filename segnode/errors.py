@@ -20,7 +20,7 @@ SegnodeError
 ├── UnreadablePixels         an image whose pixels cannot be decoded
 ├── LabelError               a label dictionary or a labelmap that does not fit it
 ├── BadSegmentation          a SEG of our own that breaks a rule of the standard; it does not leave the node
-├── Misplaced                labels of our own that are not where, or what, the model said; they do not leave the node
+├── Misplaced                labels of our own that are not where, or what, they should be; they do not leave the node
 ├── ModelFailed              the model raised, or returned what it must not
 ├── Trouble                  what `segnode doctor` found: something that keeps a node from its work
 ├── BackupFailed             a backup that could not be made, or brought back
@@ -129,7 +129,7 @@ class BadSegmentation(SegnodeError):
 
 
 class Misplaced(SegnodeError):
-    """Labels that are not in the patient's space what the model returned; the message names segment and image."""
+    """Labels that are not in the patient's space what they were made of; the message names the segments."""
 
 
 class ModelFailed(SegnodeError):

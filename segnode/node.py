@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import structlog
@@ -47,10 +47,13 @@ from segnode.store.objects import ABANDONED_S, SHELVES, ObjectStore, object_path
 from segnode.store.standings import Standings
 
 if TYPE_CHECKING:
+    from segnode.dicomweb.find import DicomWebCatalogue
+    from segnode.dimse.find import DimseCatalogue
     from segnode.models.process import ModelProcess
     from segnode.pipeline.dispatch import Dispatch
     from segnode.pipeline.notify import Notifier
     from segnode.pipeline.reject import Rejecter
+    from segnode.pipeline.slim import Slimmer
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
 
@@ -166,7 +169,20 @@ def catalogues(config: Config) -> Mapping[str, Catalogue]:
     return {d.name: _catalogue(d, config.node.ae_title, config.folder) for d in config.destinations if d.name in asked}
 
 
-def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> Catalogue:
+def slimmer(config: Config, name: str, overlap: Literal["error", "split"], *, dry_run: bool) -> "Slimmer":
+    """What slims the destination of that name. Raises ConfigError where that is offered no LABELMAP."""
+    from segnode.pipeline.slim import Slimmer
+    from segnode.seg.forms import FORMS
+
+    found = next(d for d in config.destinations if d.name == name)
+    forms = tuple(form for form in found.seg if FORMS[form].type == "LABELMAP")
+    if not forms:
+        raise ConfigError(f"destination {name}: seg has no form of LABELMAP, so nothing there can be slimmed")
+    reached = found, config.node.ae_title, config.folder
+    return Slimmer(_catalogue(*reached), destination(*reached), forms, overlap, dry_run, time.time)
+
+
+def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> "DicomWebCatalogue | DimseCatalogue":
     if is_http(config.to):
         from segnode.dicomweb.find import DicomWebCatalogue
         from segnode.dicomweb.peer import dicomweb_peer

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from mmap import mmap
 from typing import Any, Final
 from uuid import uuid4
 
@@ -95,7 +96,7 @@ class StowDestination:
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         given = self._request("GET", url, {"Accept": accept})
         if given.is_success:
-            return _only_part(given)
+            return given.content[place_of_part(given.content, given.headers.get("content-type", ""))]
         answer = f"{self.where} answers WADO-RS with HTTP {given.status_code}"
         if known:
             raise CannotReadBack(answer)
@@ -197,15 +198,14 @@ def _raise_failure(reason: int, answer: str) -> None:
     require_stored(reason, answer)
 
 
-def _only_part(response: httpx.Response) -> bytes:
-    """The object in an answer: its only part, or all of it."""
-    kind = response.headers.get("content-type", "")
+def place_of_part(content: bytes | mmap, kind: str) -> slice:
+    """Where the object is in an answer of that media type: its only part, or all of it; nowhere where no part ends."""
     boundary = re.search(r'boundary="?([^";,]+)"?', kind)
     if "multipart" not in kind or boundary is None:
-        return response.content
+        return slice(0, len(content))
     delimiter = b"--" + boundary[1].encode()
-    part = response.content.partition(delimiter)[2].partition(b"\r\n\r\n")[2]
-    return part[: part.rfind(b"\r\n" + delimiter)]
+    start = content.find(b"\r\n\r\n", max(content.find(delimiter), 0)) + 4
+    return slice(start, max(content.rfind(b"\r\n" + delimiter), start))
 
 
 def _list(response: httpx.Response) -> list[dict[str, Any]]:

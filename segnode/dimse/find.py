@@ -1,40 +1,72 @@
-"""The Query SCU: asks an application entity how many instances of a series it has (PS3.4 C.6.2, Study Root)."""
+"""The Query and Get SCU: asks an application entity what it has, and for SEGs (PS3.4 C.6.2, Study Root)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
 from pynetdicom.association import Association
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from pynetdicom.events import Event
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+)
 
 from segnode.dicom.status import SUCCESS
 from segnode.dimse.peer import DimsePeer
-from segnode.dimse.scu import associate
-from segnode.errors import DeliveryFailed, FindFailed
+from segnode.dimse.scu import associate, get_instance
+from segnode.errors import CannotReadBack, DeliveryFailed, FindFailed
+from segnode.pipeline.ports import Level, Listed
+from segnode.seg.codecs import CODECS
 
 _STUDY_ROOT: Final = StudyRootQueryRetrieveInformationModelFind
-_ANSWER_S: Final = 10.0
+_GET: Final = StudyRootQueryRetrieveInformationModelGet
+_ANSWER_S: Final = 10.0  # the sweep waits for it
 _PENDING: Final = (0xFF00, 0xFF01)
 
 
 @dataclass(frozen=True)
 class DimseCatalogue:
-    """A peer that is asked by C-FIND; it has ten seconds for an answer at most, because the sweep waits for it."""
+    """A peer that is asked by C-FIND, and gives out by C-GET; to say how much it has it gets ten seconds at most."""
 
     peer: DimsePeer
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """What the peer says, or where that has no number its instances counted; see the port Catalogue."""
-        kinds = {(str(_STUDY_ROOT), str(syntax)) for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)}
+        with _asking(self.peer.within(_ANSWER_S)) as association:
+            return self._count(association, study_instance_uid, series_instance_uid)
+
+    def find(self, level: Level, keys: Mapping[str, str]) -> list[Mapping[str, str]]:
+        """Search by C-FIND; see the port Archive."""
         try:
-            with associate(self.peer.within(_ANSWER_S), kinds) as association:
-                if not association.accepted_contexts:
-                    raise FindFailed(f"{self.peer.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
-                return self._count(association, study_instance_uid, series_instance_uid)
-        except DeliveryFailed as failure:
-            raise FindFailed(str(failure)) from failure
+            asked = _asked(level, keys)
+            with _asking(self.peer) as association:
+                return [_said(match, keys) for match in self._find(association, asked)]
+        except ValueError as error:
+            raise FindFailed(
+                f"{self.peer.address.ae_title}: a key, or what is answered, is no value of its attribute"
+            ) from error
+
+    def fetch(self, listed: Listed) -> bytes:
+        """Fetch by C-GET, into memory; see the port Archive."""
+        received: list[bytes] = []
+
+        def keep(event: Event) -> int:
+            received[:] = [event.encoded_dataset()]
+            return SUCCESS
+
+        kinds = {(str(SegmentationStorage), str(codec.transfer_syntax_uid)) for codec in CODECS.values()}
+        kinds |= {(str(_GET), str(ImplicitVRLittleEndian))}
+        where = self.peer.address.ae_title
+        with associate(self.peer, kinds, gets=str(SegmentationStorage), keep=keep) as association:
+            if _GET not in {context.abstract_syntax for context in association.accepted_contexts}:
+                raise CannotReadBack(f"{where} accepts no C-GET")
+            status = get_instance(association, listed, where)
+        if not received:
+            raise CannotReadBack(f"{where} lists it, answers C-GET with status 0x{status:04X} and gives nothing")
+        return received[0]
 
     def _count(self, association: Association, study: str, series: str) -> int:
         asked = Dataset()
@@ -60,3 +92,31 @@ class DimseCatalogue:
                 yield match
             elif status.Status != SUCCESS:
                 raise FindFailed(f"{self.peer.address.ae_title} answers C-FIND with status 0x{status.Status:04X}")
+
+
+@contextmanager
+def _asking(peer: DimsePeer) -> Iterator[Association]:
+    """An association for C-FIND. Raises FindFailed."""
+    kinds = {(str(_STUDY_ROOT), str(syntax)) for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)}
+    try:
+        with associate(peer, kinds) as association:
+            if not association.accepted_contexts:
+                raise FindFailed(f"{peer.address.ae_title} accepts the association, but no C-FIND (Study Root) in it")
+            yield association
+    except DeliveryFailed as failure:
+        raise FindFailed(str(failure)) from failure
+
+
+def _asked(level: Level, keys: Mapping[str, str]) -> Dataset:
+    """The identifier of a search. Raises ValueError for a key that is no value of its attribute."""
+    asked = Dataset()
+    asked.QueryRetrieveLevel = level
+    if not all(value.isascii() for value in keys.values()):
+        asked.SpecificCharacterSet = "ISO_IR 192"
+    for keyword, value in keys.items():
+        setattr(asked, keyword, value or None)
+    return asked
+
+
+def _said(match: Dataset, keys: Mapping[str, str]) -> Mapping[str, str]:
+    return {keyword: str(match.get(keyword) or "") for keyword in keys}

@@ -37,7 +37,7 @@ from segnode.errors import (
     NotLetIn,
     Refusal,
 )
-from segnode.pipeline.ports import Encoded
+from segnode.pipeline.ports import Encoded, Listed
 from segnode.seg.forms import FORMS
 
 _FIND: Final = StudyRootQueryRetrieveInformationModelFind
@@ -92,7 +92,7 @@ class DimseDestination:
                 return None
             if _GET not in accepted:
                 raise CannotReadBack(f"{self.where} accepts no C-GET")
-            status = _get(association, encoded, self.where)
+            status = get_instance(association, encoded, self.where)
         if received:
             return received[0]
         if _FIND not in accepted:
@@ -264,10 +264,10 @@ def _find(association: Association, encoded: Encoded, where: str) -> bool:
     return found
 
 
-def _get(association: Association, encoded: Encoded, where: str) -> int:
+def get_instance(association: Association, wanted: Encoded | Listed, where: str) -> int:
     """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
     code = SUCCESS
-    for status, _ in association.send_c_get(_identifier(encoded), _GET):
+    for status, _ in association.send_c_get(_identifier(wanted), _GET):
         if "Status" not in status:
             raise DeliveryDeferred(f"{where} broke off while it gave out an object")
         code = int(status.Status)
@@ -275,13 +275,13 @@ def _get(association: Association, encoded: Encoded, where: str) -> int:
     return code
 
 
-def _identifier(encoded: Encoded) -> Dataset:
+def _identifier(wanted: Encoded | Listed) -> Dataset:
     """The unique keys of an object (PS3.4 C.6.2.1)."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "IMAGE"
-    identifier.StudyInstanceUID = encoded.study_instance_uid
-    identifier.SeriesInstanceUID = encoded.series_instance_uid
-    identifier.SOPInstanceUID = encoded.sop_instance_uid
+    identifier.StudyInstanceUID = wanted.study_instance_uid
+    identifier.SeriesInstanceUID = wanted.series_instance_uid
+    identifier.SOPInstanceUID = wanted.sop_instance_uid
     return identifier
 
 

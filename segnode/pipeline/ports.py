@@ -1,14 +1,15 @@
-"""What the pipeline asks of the outside: models, destinations, and what peers have of a series."""
+"""What the pipeline asks of the outside: models, destinations, archives, and what peers have of a series."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from segnode.config import FormName
+from segnode.dicom.elements import Buffer
 from segnode.dicom.volume import Volume
 
 
@@ -97,4 +98,32 @@ class Catalogue(Protocol):
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
         """How many instances of a series it has; 0 when it does not know the series. Raises FindFailed."""
+        ...
+
+
+Level = Literal["STUDY", "SERIES", "IMAGE"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An instance that an archive says it holds; `sop_class_uid` is empty where it does not say that."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+
+
+class Archive(Protocol):
+    """A peer that is searched, and gives out what it holds."""
+
+    def find(self, level: Level, keys: Mapping[str, str]) -> Sequence[Mapping[str, str]]:
+        """All that matches, each with what the peer says of the keys; an empty key matches everything, and is asked for.
+
+        `keys` are by keyword; below STUDY the UIDs of what is above are among them. Raises FindFailed.
+        """
+        ...
+
+    def fetch(self, listed: Listed) -> Buffer:
+        """A Segmentation as a Part 10 file. Raises CannotReadBack, DeliveryDeferred when not now, OutOfResources."""
         ...

@@ -285,12 +285,21 @@ def _choices(source: Segmentation, target: Target) -> tuple[str, ...]:
     return (f"threshold {target.threshold}",) if source.type == "FRACTIONAL" else ()
 
 
+def labelmap_uids(sop_instance_uid: str, place: int = 1, parts: int = 1) -> tuple[str, str]:
+    """SOP instance and series instance UID of the LABELMAP, or part of several, that the BINARY of a UID becomes.
+
+    Without a priority; all parts are in one series.
+    """
+    return _derived(sop_instance_uid, "LABELMAP", (), place, parts)
+
+
 def _uids(source: Segmentation, target: Target, how: Sequence[str], part: Part) -> tuple[str, str]:
-    parts = (source.sop_instance_uid, target.type, how, CONVERTER_REVISION)
-    return (
-        str(derived_uid("converted", *parts, f"{part.place} of {part.parts}")),
-        str(derived_uid("converted series", *parts)),
-    )
+    return _derived(source.sop_instance_uid, target.type, how, part.place, part.parts)
+
+
+def _derived(source: str, kind: SegmentationType, how: Sequence[str], place: int, parts: int) -> tuple[str, str]:
+    origin = (source, kind, how, CONVERTER_REVISION)
+    return str(derived_uid("converted", *origin, f"{place} of {parts}")), str(derived_uid("converted series", *origin))
 
 
 def _stack_of_segments(converting: _Source, target: Target, now: datetime) -> Converted:
