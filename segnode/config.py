@@ -32,6 +32,7 @@ FormName = Literal[
     "binary:implicit",
 ]
 Laterality = Literal["hold", "warn", "off"]
+Confirm = Literal["status", "commitment", "read-back"]
 DEFAULT_FILE: Final = "segnode.toml"
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -120,6 +121,7 @@ class DestinationConfig(_Table, frozen=True):
     )
     give_up_after: _Text = "7d"
     max_associations: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    confirm: Confirm = "status"
 
     @property
     def give_up_after_s(self) -> float:
@@ -365,6 +367,11 @@ def _require_coherent(config: Config) -> None:
             parse_dimse_address(destination.to, f"destinations[{index}].to")
         _require_unique(destination.seg, f"destinations[{index}].seg")
         parse_duration(destination.give_up_after, f"destinations[{index}].give_up_after")
+        if destination.confirm == "commitment" and is_http(destination.to):
+            raise ConfigError(
+                f"destinations[{index}].confirm: storage commitment is asked for by DIMSE only; "
+                "allowed for a DICOMweb root: status, read-back"
+            )
     for index, rule in enumerate(config.rules):
         _require_rule(rule, config, f"rules[{index}]")
 

@@ -30,6 +30,7 @@ SegnodeError
     ├── FormRefused          it will not take this form; another may do
     ├── AlreadyThere         it says that it holds an object of that UID, which remains to be seen
     ├── CannotAsk            it cannot be asked whether it holds an object
+    ├── NotConfirmed         it said that it stored an object, and does not stand by it
     ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
     └── DeliveryDeferred     it could not be reached or had no room; to be tried again
@@ -166,6 +167,10 @@ class AlreadyThere(DeliveryFailed):
 
 class CannotAsk(DeliveryFailed):
     """The destination does not say whether it holds an object."""
+
+
+class NotConfirmed(DeliveryFailed):
+    """The destination does not stand by what it said that it stored."""
 
 
 class CannotReadBack(DeliveryFailed):

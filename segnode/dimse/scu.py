@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from segnode.config import DimseAddress, FormName
 from segnode.dicom.header import read_header
 from segnode.dicom.status import SUCCESS, meaning_of, require_stored
+from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
 from segnode.errors import (
@@ -34,7 +35,7 @@ from segnode.errors import (
     NotLetIn,
     Refusal,
 )
-from segnode.pipeline.ports import Encoded
+from segnode.pipeline.ports import Encoded, Identified
 from segnode.seg.forms import FORMS
 
 _FIND: Final = StudyRootQueryRetrieveInformationModelFind
@@ -67,13 +68,14 @@ class DimseDestination:
         with associate(self.address, self.calling_ae, wanted) as association:
             yield StoreDoor(association)
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    def held(self, wanted: Identified) -> bytes | None:
         """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
 
         An archive that knows no C-FIND but C-GET holds what that gives.
         """
-        sop_class = encoded.sop_class_uid
+        sop_class = wanted.sop_class_uid
         syntaxes = {str(form.transfer_syntax_uid) for form in FORMS.values() if form.sop_class_uid == sop_class}
+        syntaxes = syntaxes or set(STORED_TRANSFER_SYNTAXES)
         kinds = {(str(_FIND), str(ImplicitVRLittleEndian)), (str(_GET), str(ImplicitVRLittleEndian))}
         kinds |= {(sop_class, syntax) for syntax in syntaxes}
         received: list[bytes] = []
@@ -86,11 +88,11 @@ class DimseDestination:
             accepted = {context.abstract_syntax for context in association.accepted_contexts}
             if not accepted & {_FIND, _GET}:
                 raise CannotAsk(f"{self.where} accepts neither C-FIND nor C-GET")
-            if _FIND in accepted and not _find(association, encoded, self.where):
+            if _FIND in accepted and not _find(association, wanted, self.where):
                 return None
             if _GET not in accepted:
                 raise CannotReadBack(f"{self.where} accepts no C-GET")
-            status = _get(association, encoded, self.where)
+            status = _get(association, wanted, self.where)
         if received:
             return received[0]
         if _FIND not in accepted:
@@ -196,11 +198,12 @@ def associate(
     *,
     gets: str | None = None,
     keep: Callable[[Event], int] | None = None,
+    handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred.
 
     `within` is how many seconds an answer may take; to connect and to negotiate may not take that long by default. Objects
-    of the class that is got by C-GET are given to `keep`.
+    of the class that is got by C-GET are given to `keep`: the peer is the SCU of `gets`. Of other events `handlers` are told.
     """
     set_switches()
     ae = AE(calling_ae)
@@ -210,7 +213,7 @@ def associate(
     ae.dimse_timeout = ae.network_timeout = within
     contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
     roles: list[Any] = [build_role(gets, scp_role=True)] if gets else []
-    handlers: list[Any] = [(evt.EVT_C_STORE, keep)] if keep else []
+    handlers = [*handlers, *([(evt.EVT_C_STORE, keep)] if keep else [])]
     try:
         association = ae.associate(
             address.host,
@@ -245,25 +248,25 @@ def _rejection(association: Association) -> str:
     return answer.reason_str if answer is not None else "no reason given"
 
 
-def _find(association: Association, encoded: Encoded, where: str) -> bool:
+def _find(association: Association, wanted: Identified, where: str) -> bool:
     """Whether the archive lists an object of that UID. Raises CannotAsk, DeliveryDeferred."""
     found = False
-    for status, match in association.send_c_find(_identifier(encoded), _FIND):
+    for status, match in association.send_c_find(_identifier(wanted), _FIND):
         if "Status" not in status:  # as archives do to those that may send, but not ask
             raise CannotAsk(f"{where} accepts C-FIND and breaks off when it is asked")
         code = int(status.Status)
         if code in _PENDING:
-            found = found or (match is not None and match.get("SOPInstanceUID") == encoded.sop_instance_uid)
+            found = found or (match is not None and match.get("SOPInstanceUID") == wanted.sop_instance_uid)
         elif code != SUCCESS:
             _raise_if_passing(code, f"{where} answers C-FIND with status 0x{code:04X}")
             raise CannotAsk(f"{where} answers C-FIND with status 0x{code:04X}")
     return found
 
 
-def _get(association: Association, encoded: Encoded, where: str) -> int:
+def _get(association: Association, wanted: Identified, where: str) -> int:
     """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
     code = SUCCESS
-    for status, _ in association.send_c_get(_identifier(encoded), _GET):
+    for status, _ in association.send_c_get(_identifier(wanted), _GET):
         if "Status" not in status:
             raise DeliveryDeferred(f"{where} broke off while it gave out an object")
         code = int(status.Status)
@@ -271,13 +274,13 @@ def _get(association: Association, encoded: Encoded, where: str) -> int:
     return code
 
 
-def _identifier(encoded: Encoded) -> Dataset:
+def _identifier(wanted: Identified) -> Dataset:
     """The unique keys of an object (PS3.4 C.6.2.1)."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "IMAGE"
-    identifier.StudyInstanceUID = encoded.study_instance_uid
-    identifier.SeriesInstanceUID = encoded.series_instance_uid
-    identifier.SOPInstanceUID = encoded.sop_instance_uid
+    identifier.StudyInstanceUID = wanted.study_instance_uid
+    identifier.SeriesInstanceUID = wanted.series_instance_uid
+    identifier.SOPInstanceUID = wanted.sop_instance_uid
     return identifier
 
 
