@@ -57,7 +57,8 @@ class Confirmer:
         now = self.clock()
         for transaction in self.commitments.answered():
             delivery = self.jobs.delivery(transaction.job_id, transaction.destination)
-            if delivery.state != "confirming" or transaction.answered_at < delivery.stored_at:
+            is_of_old = transaction.outcome == "failed" and transaction.stored_in != delivery.stored_in
+            if delivery.state != "confirming" or is_of_old:
                 self.commitments.settle(transaction.transaction_uid)
             elif delivery.next_attempt_at > now:
                 self.jobs.wake(delivery, now)
@@ -77,30 +78,30 @@ class Confirmer:
 
     def _committed(self, delivery: Delivery, reference: Reference) -> Proof:
         proof = self._reported(delivery, reference)
-        if proof is None:
+        while proof is None:
             self._ask(delivery, reference)
             proof = self._reported(delivery, reference)
-        return proof or Proof("stored; storage commitment is asked for", self.clock() + wait_after(delivery.attempts))
+        return proof
 
     def _reported(self, delivery: Delivery, reference: Reference) -> Proof | None:
-        """What was reported, or is awaited; None when it is to be asked for. Raises NotConfirmed."""
+        """What was reported, or is awaited; None when no request of it was accepted. Raises NotConfirmed."""
         asked = [t for t in self.commitments.of(delivery.job_id, delivery.destination) if _reference(t) == reference]
         for transaction in asked:
             # A late report on what was asked before it was sent again is as good: it is the same object.
-            if transaction.outcome == "committed" and transaction.answered_at >= delivery.stored_at:
+            if transaction.outcome == "committed":
                 return Proof(f"storage commitment in transaction {transaction.transaction_uid}")
         where = self.committers[delivery.destination].where
-        since = [transaction for transaction in asked if transaction.asked_at >= delivery.stored_at]
+        since = [transaction for transaction in asked if transaction.stored_in == delivery.stored_in]
         if since and since[0].outcome == "failed":
             reason = since[0].reason
             said = f"FailureReason 0x{reason:04X}" + (f" ({_REASONS[reason]})" if reason in _REASONS else "")
-            raise NotConfirmed(f"{where} stored it, as it said, and refuses storage commitment: {said}")
+            raise NotConfirmed(f"{where} said that it stored it, and refuses storage commitment: {said}")
         accepted = [transaction for transaction in since if transaction.is_accepted]
         if not accepted:
             return None
         newest, overdue_at = accepted[0], accepted[-1].asked_at + OVERDUE_S
         if self.clock() >= overdue_at:
-            raise NotConfirmed(f"{where} stored it, as it said, and has not reported storage commitment within 24 hours")
+            raise NotConfirmed(f"{where} said that it stored it, and has not reported storage commitment within 24 hours")
         asked_at, until = iso_time(newest.asked_at), iso_time(overdue_at)
         return Proof(
             f"stored; storage commitment was asked for at {asked_at} in transaction {newest.transaction_uid}: its report is "
@@ -110,7 +111,7 @@ class Confirmer:
 
     def _ask(self, delivery: Delivery, reference: Reference) -> None:
         committer, uid = self.committers[delivery.destination], str(generate_uid(prefix=None))
-        asked = Transaction(uid, delivery.job_id, delivery.destination, *reference, self.clock())
+        asked = Transaction(uid, delivery.job_id, delivery.destination, *reference, delivery.stored_in, self.clock())
         try:
             committer.ask(
                 uid,
@@ -137,7 +138,7 @@ class Confirmer:
             stored.require_same(held)
             return Proof("read back from there, it is what was sent")
         if now >= delivery.stored_at + OVERDUE_S:
-            raise NotConfirmed(f"{where} stored {uid}, as it said, and does not find it 24 hours later")
+            raise NotConfirmed(f"{where} said that it stored it, and does not find {uid} 24 hours later")
         return Proof(f"stored; {where} does not find {uid} yet", now + wait_after(delivery.attempts))
 
 

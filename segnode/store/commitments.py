@@ -19,6 +19,7 @@ _transaction = Table(
     Column("destination", String, nullable=False),
     Column("sop_class_uid", String, nullable=False),
     Column("sop_instance_uid", String, nullable=False),
+    Column("stored_in", Integer, nullable=False),
     Column("asked_at", Float, nullable=False),
     Column("is_accepted", Boolean, nullable=False, default=False),
     Column("outcome", String, nullable=False, default=""),
@@ -60,13 +61,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Transaction:
-    """What a destination was asked to stand by; it `is_accepted` when it has said that it will report."""
+    """What a destination was asked to stand by, of what it had stored in an attempt (`stored_in`).
+
+    It `is_accepted` when it has said that it will report.
+    """
 
     transaction_uid: str
     job_id: str
     destination: str
     sop_class_uid: str
     sop_instance_uid: str
+    stored_in: int
     asked_at: float
     is_accepted: bool = False
     outcome: Outcome = ""

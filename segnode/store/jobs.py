@@ -87,6 +87,7 @@ _delivery = Table(
     Column("sent_sop_instance_uid", String, nullable=False, server_default=""),
     Column("segment_numbers", String, nullable=False, server_default=""),
     Column("stored_at", Float, nullable=False, server_default="0"),
+    Column("stored_in", Integer, nullable=False, server_default="0"),
     Column("sent_again", Integer, nullable=False, server_default="0"),
 )
 # Which job's result takes the place of which other's, where that is to be rejected.
@@ -127,7 +128,8 @@ class Delivery:
     `tried` are the forms that were sent so far; the destination has not said yet what became of the `unanswered` one. What
     it took is `sent_sop_instance_uid`, an object of its own where the form is of another type: `segment_numbers` maps the
     segment numbers of the result to those in it then. It is "confirming" from when the destination has said that it stored
-    the object (`stored_at`) until that is proved; `sent_again` counts how often it was sent anew for lack of a proof.
+    the object (`stored_at`, in the attempt `stored_in`) until that is proved; `sent_again` counts how often it was sent anew
+    for lack of a proof.
     """
 
     job_id: str
@@ -144,6 +146,7 @@ class Delivery:
     sent_sop_instance_uid: str
     segment_numbers: Mapping[int, int]
     stored_at: float
+    stored_in: int
     sent_again: int
 
 
@@ -360,8 +363,8 @@ class Jobs:
 
     def stored(self, delivery: Delivery, taken: Taken, answer: str, now: float) -> None:
         """A destination has taken its object, as it says; that is to be proved, from now on."""
-        values = {"state": "confirming", "last_answer": answer, "stored_at": now, "next_attempt_at": now, **_taken(taken)}
-        self._attempted(delivery, values, now)
+        values = {"stored_at": now, "stored_in": delivery.attempts, "next_attempt_at": now, **_taken(taken)}
+        self._attempted(delivery, {"state": "confirming", "last_answer": answer, **values}, now)
 
     def proved(self, delivery: Delivery, answer: str, now: float) -> None:
         """A destination has its object, which is proved."""
