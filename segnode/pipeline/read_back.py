@@ -3,7 +3,7 @@
 from io import BytesIO
 from typing import Final
 
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 
 from segnode.errors import DeliveryRefused, SegnodeError
 from segnode.seg.diff import diff
@@ -44,7 +44,12 @@ def require_same_content(sop_instance_uid: str, sent: bytes, held: bytes, where:
 
 def _has_all_of(ours: Dataset, theirs: Dataset) -> bool:
     compared = [element for element in ours if _FIRST_COMPARED <= element.tag.group < _PADDING]
-    return all(element.tag in theirs and theirs[element.tag].value == element.value for element in compared)
+    return all(element.tag in theirs and _is_same(element, theirs[element.tag]) for element in compared)
+
+
+def _is_same(ours: DataElement, theirs: DataElement) -> bool:
+    # Without its VR (implicit, UN) what a private element holds cannot be compared.
+    return ours.value == theirs.value or (ours.tag.is_private and ours.VR != theirs.VR)
 
 
 def _compression(dataset: Dataset) -> str:

@@ -399,7 +399,7 @@ class Jobs:
 
     def hasten(self, destination: str, now: float) -> None:
         """A destination is up again: what waits for it waits no longer."""
-        waiting = _delivery.update().where(_delivery.c.destination == destination, _delivery.c.state == "waiting")
+        waiting = _delivery.update().where(_delivery.c.destination == destination, _delivery.c.state.in_(OWED))
         with self._writer.begin() as connection:
             connection.execute(waiting.where(_delivery.c.next_attempt_at > now).values(next_attempt_at=now))
 

@@ -21,7 +21,7 @@ from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
 from segnode.node import open_index, open_jobs
 from segnode.pipeline.commit import Reporter
-from segnode.store.commitments import Commitments, Reference
+from segnode.store.commitments import Commitments, Reference, Report
 from segnode.store.database import open_database
 from segnode.store.jobs import Job
 from segnode.testing.part10 import encode_part10
@@ -157,6 +157,39 @@ def test_report_that_never_comes_is_overdue_after_a_day(tmp_path: Path) -> None:
         failed = go_on(box, attempts=3)
     assert (failed.state, len(archive.received), len(witness.asked)) == ("failed", 2, 2)
     assert "has not reported storage commitment within 24 hours, also after it was sent again" in failed.last_answer
+
+
+def test_late_report_on_what_was_sent_before_counts(tmp_path: Path) -> None:
+    """It is of the same object: one that comes after a day proves what was sent again, at the next sweep."""
+    archive = Archive()
+    with committing(archive, witness := Witness(archive, reports_at_once=False)) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        go_on(box, attempts=2)
+        archive.kept.clear()
+        assert go_on(box, attempts=3).state == "confirming"
+    first, second = witness.asked
+    assert box.attempt() == []
+    (item,) = first.ReferencedSOPSequence
+    reference = Reference(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID)
+    assert box.commitments.answer(Report(first.TransactionUID, [reference]), box.now)
+    box.attempt()
+    assert (box.delivery().state, first.TransactionUID in box.delivery().last_answer) == ("delivered", True)
+    assert box.commitments.answer(Report(second.TransactionUID, [], {reference: 0x0112}), box.now)
+    assert (box.attempt(), box.delivery().state, box.commitments.answered()) == ([], "delivered", [])
+
+
+def test_cancelled_job_waits_for_no_report(tmp_path: Path) -> None:
+    """What is reported of it later changes nothing."""
+    archive = Archive()
+    with committing(archive, witness := Witness(archive, reports_at_once=False)) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        go_on(box, attempts=2)
+    assert box.jobs.unsent("1.3") == {}, "an archive has it, as it says"
+    box.jobs.cancel("j", box.now)
+    (item,) = witness.asked[0].ReferencedSOPSequence
+    reference = Reference(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID)
+    assert box.commitments.answer(Report(witness.asked[0].TransactionUID, [reference]), box.now)
+    assert (box.attempt(), box.delivery().state, box.jobs.job("j").state) == ([], "cancelled", "cancelled")
 
 
 def test_archive_that_does_no_commitment_is_a_failure_that_says_so(tmp_path: Path) -> None:
