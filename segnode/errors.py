@@ -34,7 +34,8 @@ SegnodeError
     ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
     └── DeliveryDeferred     it could not be reached or had no room; to be tried again
-        └── NotLetIn         it rejects the association for good, as it says: until somebody there lets this node in
+        └── NotLetIn         it rejects the association for good, or breaks off when it is asked: until somebody there
+                             lets this node in
 
 A message says what is wrong, with which object or attribute, and what to do. No message carries a patient's data.
 """

@@ -19,7 +19,7 @@ from segnode.config import DimseAddress
 from segnode.dicom.status import PROCESSING_FAILURE, SUCCESS, meaning_of
 from segnode.dicom.uids import is_uid
 from segnode.dimse.scu import associate
-from segnode.errors import BadIdentifier, CannotAsk, DeliveryDeferred, DeliveryFailed, DeliveryRefused, OutOfResources
+from segnode.errors import BadIdentifier, CannotAsk, DeliveryDeferred, DeliveryFailed, DeliveryRefused, NotLetIn, OutOfResources
 from segnode.pipeline.commit import judge
 from segnode.store.commitments import Commitments, Reference, Report
 from segnode.store.index import Index
@@ -34,7 +34,7 @@ _REQUEST: Final = 1  # an Action Type ID
 _ALL_COMMITTED, _SOME_FAILED = 1, 2  # Event Type IDs
 _KINDS: Final = {(PUSH_MODEL, str(ExplicitVRLittleEndian)), (PUSH_MODEL, str(ImplicitVRLittleEndian))}
 # How long a report is waited for where it was asked for; most come later, in an association of the archive's own.
-_HEAR_S: Final = 3.0
+_HEAR_S: Final = 2.0
 # A peer that has asked and says nothing more for so long leaves its association open for the report.
 _QUIET_S: Final = 1.0
 # When a report is owed that this process was to send at once, and has not: it was killed then.
@@ -87,7 +87,8 @@ class DimseCommitter:
         except RuntimeError:  # pynetdicom's, where the association broke off before
             status = Dataset()
         if "Status" not in status:
-            raise DeliveryDeferred(f"{self.where} broke off when it was asked for storage commitment")
+            known = f"see that it knows {self.calling_ae}, with host and port, and lets it ask"
+            raise NotLetIn(f"{self.where} broke off when it was asked for storage commitment: {known}")
         code = int(status.Status)
         if code != SUCCESS:
             answer = f"{self.where} answers a request for storage commitment with status 0x{code:04X}"
@@ -118,7 +119,6 @@ class CommitmentDoor:
             (evt.EVT_N_ACTION, self._on_request),
             (evt.EVT_N_EVENT_REPORT, lambda event: (heard(event, self._hear), None)),
             (evt.EVT_DIMSE_SENT, self._on_answer_sent),
-            (evt.EVT_PDU_RECV, self._note_life),
         ]
 
     def _hear(self, report: Report) -> bool:
@@ -162,6 +162,7 @@ class CommitmentDoor:
                 if asking is not None:
                     asking.is_awaited = True
             if begins:
+                event.assoc.bind(evt.EVT_PDU_RECV, self._note_life)
                 threading.Thread(target=self._report_all, args=(event.assoc,), name="commitment", daemon=True).start()
 
     def _note_life(self, event: Event) -> None:

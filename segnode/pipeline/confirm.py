@@ -7,7 +7,7 @@ from typing import Final
 from pydicom.uid import generate_uid
 
 from segnode.config import DestinationConfig
-from segnode.errors import CannotAsk, CannotReadBack, DeliveryRefused, NotConfirmed
+from segnode.errors import CannotAsk, CannotReadBack, DeliveryRefused, NotConfirmed, NotLetIn
 from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.job_document import iso_time
 from segnode.pipeline.ports import Committer, Destination, Identified
@@ -15,6 +15,8 @@ from segnode.store.commitments import Commitments, Reference, Transaction
 from segnode.store.jobs import Delivery, Jobs
 
 OVERDUE_S: Final = 86400.0
+# An archive that breaks off whenever it is asked means it: with back-off that is seen after half an hour.
+_BREAKS_OFF: Final = 8
 # FailureReason of storage commitment (PS3.4 J.3.3).
 _REASONS: Final = {
     0x0110: "processing failure",
@@ -85,18 +87,17 @@ class Confirmer:
 
     def _reported(self, delivery: Delivery, reference: Reference) -> Proof | None:
         """What was reported, or is awaited; None when no request of it was accepted. Raises NotConfirmed."""
-        asked = [t for t in self.commitments.of(delivery.job_id, delivery.destination) if _reference(t) == reference]
-        for transaction in asked:
+        for transaction in self.commitments.of(delivery.job_id, delivery.destination):
             # A late report on what was asked before it was sent again is as good: it is the same object.
-            if transaction.outcome == "committed":
+            if transaction.outcome == "committed" and _reference(transaction) == reference:
                 return Proof(f"storage commitment in transaction {transaction.transaction_uid}")
         where = self.committers[delivery.destination].where
-        since = [transaction for transaction in asked if transaction.stored_in == delivery.stored_in]
-        if since and since[0].outcome == "failed":
-            reason = since[0].reason
+        asked = self._asked(delivery, reference)
+        if asked and asked[0].outcome == "failed":
+            reason = asked[0].reason
             said = f"FailureReason 0x{reason:04X}" + (f" ({_REASONS[reason]})" if reason in _REASONS else "")
             raise NotConfirmed(f"{where} said that it stored it, and refuses storage commitment: {said}")
-        accepted = [transaction for transaction in since if transaction.is_accepted]
+        accepted = [transaction for transaction in asked if transaction.is_accepted]
         if not accepted:
             return None
         newest, overdue_at = accepted[0], accepted[-1].asked_at + OVERDUE_S
@@ -119,11 +120,17 @@ class Confirmer:
                 lambda: self.commitments.ask(asked),
                 lambda report: self.commitments.answer(report, self.clock()),
             )
-        except CannotAsk as reason:
-            raise DeliveryRefused(
-                f"stored, but not proved: {reason}: set confirm of {delivery.destination} to read-back or status, then retry"
-            ) from reason
+        except (CannotAsk, NotLetIn) as reason:
+            if isinstance(reason, NotLetIn) and len(self._asked(delivery, reference)) < _BREAKS_OFF:
+                raise
+            instead = f"without it set confirm of {delivery.destination} to read-back or status, then retry"
+            raise DeliveryRefused(f"stored, but not proved: {reason}; {instead}") from reason
         self.commitments.accepted(uid)
+
+    def _asked(self, delivery: Delivery, reference: Reference) -> list[Transaction]:
+        """What was asked about an object since it was stored last, newest first."""
+        asked = self.commitments.of(delivery.job_id, delivery.destination)
+        return [t for t in asked if _reference(t) == reference and t.stored_in == delivery.stored_in]
 
     def _read_back(self, delivery: Delivery, destination: Destination, stored: Stored) -> Proof:
         uid, where, now = stored.identified.sop_instance_uid, destination.where, self.clock()

@@ -17,6 +17,7 @@ from segnode.errors import (
     FormRefused,
     NotAVolume,
     NotConfirmed,
+    NotLetIn,
     UnreadablePixels,
 )
 from segnode.pipeline.back_off import wait_after
@@ -126,31 +127,35 @@ class Deliverer:
     def _confirm(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         """Have it proved that a destination has what it stored; sent once more where it does not stand by it."""
         name = delivery.destination
-        stored = lambda: self._stored(delivery, held)  # noqa: E731
+        stored = lambda: self._what_was_stored(delivery, held)  # noqa: E731
         try:
             proof = self.confirmer.proof(delivery, destination, _reference(delivery, held), stored)
         except NotConfirmed as reason:
-            self.standings.answered(name, str(reason), self.clock())
-            if delivery.sent_again:
-                self.jobs.unproved(delivery, f"{reason}, also after it was sent again", self.clock())
-                self._say(delivery, "refused")
-            else:
-                self.jobs.send_again(delivery, f"{reason}; it is sent again", self.clock())
-                self._say(delivery, "deferred")
-            return
+            self._unproved(delivery, str(reason), again=not delivery.sent_again)
         except DeliveryRefused as reason:
+            self._unproved(delivery, str(reason), again=False)
+        except NotLetIn as reason:  # it takes objects: others need not wait for this
             self.standings.answered(name, str(reason), self.clock())
-            self.jobs.unproved(delivery, str(reason), self.clock())
-            self._say(delivery, "refused")
-            return
-        self.standings.answered(name, proof.answer, self.clock())
-        if proof.look_at is None:
-            self.jobs.proved(delivery, proof.answer, self.clock())
-            self._say(delivery, "delivered", sent=delivery.sent_sop_instance_uid)
+            self._defer(delivery, str(reason))
         else:
-            self.jobs.deferred(delivery, proof.answer, proof.look_at, self.clock())
+            self.standings.answered(name, proof.answer, self.clock())
+            if proof.look_at is None:
+                self.jobs.proved(delivery, proof.answer, self.clock())
+                self._say(delivery, "delivered", sent=delivery.sent_sop_instance_uid)
+            else:
+                self.jobs.deferred(delivery, proof.answer, proof.look_at, self.clock())
 
-    def _stored(self, delivery: Delivery, held: Instance) -> Stored:
+    def _unproved(self, delivery: Delivery, reason: str, *, again: bool) -> None:
+        self.standings.answered(delivery.destination, reason, self.clock())
+        if again:
+            self.jobs.send_again(delivery, f"{reason}; it is sent again", self.clock())
+            self._say(delivery, "deferred")
+        else:
+            also = ", also after it was sent again" if delivery.sent_again else ""
+            self.jobs.unproved(delivery, reason + also, self.clock())
+            self._say(delivery, "refused")
+
+    def _what_was_stored(self, delivery: Delivery, held: Instance) -> Stored:
         """What a destination stored, to be compared with what it gives out. Raises DeliveryRefused."""
         uid, where = delivery.sent_sop_instance_uid, self.destinations[delivery.destination].where
         if not delivery.form:

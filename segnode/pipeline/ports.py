@@ -131,7 +131,8 @@ class Committer(Protocol):
         """Ask it to stand by an object; it has said then that it will report.
 
         `before_asking` is called before it may have heard of the transaction, `hear` with what it reports at once: it says
-        whether that is of something that was asked. Raises CannotAsk when it does not do this at all, DeliveryDeferred.
+        whether that is of something that was asked. Raises CannotAsk when it does not do this at all, NotLetIn when it
+        breaks off then, DeliveryDeferred.
         """
         ...
 

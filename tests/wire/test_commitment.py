@@ -201,6 +201,23 @@ def test_archive_that_does_no_commitment_is_a_failure_that_says_so(tmp_path: Pat
     assert "set confirm of archive to read-back or status" in delivery.last_answer
 
 
+def test_archive_that_breaks_off_when_it_is_asked_fails_after_a_while(tmp_path: Path) -> None:
+    """As an Orthanc that does not know the node: what to do is said from the first time on, and nothing else is held up."""
+
+    def abort(event: evt.Event) -> tuple[int, None]:
+        event.assoc.abort()
+        return 0, None
+
+    with scp(archive := Archive(), *BOTH, commits=abort) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        first = go_on(box, attempts=2)
+        assert (first.state, "see that it knows TEST, with host and port" in first.last_answer) == ("confirming", True)
+        last = go_on(box, attempts=7)
+    assert (last.state, len(archive.received)) == ("failed", 1)
+    assert "set confirm of archive to read-back or status" in last.last_answer
+    assert not box.standings.of("archive").is_down
+
+
 def test_binary_is_committed_under_its_own_uid(tmp_path: Path) -> None:
     """What is asked for is the object that was sent."""
     archive = Archive()
