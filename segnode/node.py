@@ -164,9 +164,11 @@ def destination(config: DestinationConfig, calling_ae: str) -> Destination:
 
 def committers(config: Config) -> Mapping[str, Committer]:
     """An adapter for each destination that is reached by DIMSE: it can be asked for storage commitment, and be told."""
-    from segnode.dimse.commitment import DimseCommitter
-
     dimse = [d for d in config.destinations if not is_http(d.to)]
+    if not dimse:
+        return {}
+    from segnode.dimse.committer import DimseCommitter
+
     return {d.name: DimseCommitter(parse_dimse_address(d.to, d.name), config.node.ae_title) for d in dimse}
 
 

@@ -1,4 +1,4 @@
-"""Storage commitment by DIMSE (PS3.4 J): asking archives to stand by what they stored, and standing by what this node holds."""
+"""Storage commitment in associations of peers (PS3.4 J): what they ask of this node, and report to it."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -8,18 +8,15 @@ from typing import Any, Final
 
 import structlog
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_messages import N_ACTION_RSP, N_EVENT_REPORT_RSP
+from pynetdicom.dimse_messages import N_ACTION_RSP
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
-from segnode.config import DimseAddress
-from segnode.dicom.status import PROCESSING_FAILURE, SUCCESS, meaning_of
+from segnode.dicom.status import PROCESSING_FAILURE, SUCCESS
 from segnode.dicom.uids import is_uid
-from segnode.dimse.scu import associate
-from segnode.errors import BadIdentifier, CannotAsk, DeliveryDeferred, DeliveryFailed, DeliveryRefused, NotLetIn, OutOfResources
+from segnode.errors import BadIdentifier, DeliveryDeferred, DeliveryFailed, OutOfResources
 from segnode.pipeline.commit import judge
 from segnode.store.commitments import Commitments, Reference, Report
 from segnode.store.index import Index
@@ -30,11 +27,8 @@ _log = structlog.get_logger()
 PUSH_MODEL: Final = str(StorageCommitmentPushModel)
 # The one instance that there is of the class (PS3.4 J.3.5).
 WELL_KNOWN_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
-_REQUEST: Final = 1  # an Action Type ID
+REQUEST: Final = 1  # an Action Type ID
 _ALL_COMMITTED, _SOME_FAILED = 1, 2  # Event Type IDs
-_KINDS: Final = {(PUSH_MODEL, str(ExplicitVRLittleEndian)), (PUSH_MODEL, str(ImplicitVRLittleEndian))}
-# How long a report is waited for where it was asked for; most come later, in an association of the archive's own.
-_HEAR_S: Final = 2.0
 # A peer that has asked and says nothing more for so long leaves its association open for the report.
 _QUIET_S: Final = 1.0
 # When a report is owed that this process was to send at once, and has not: it was killed then.
@@ -45,61 +39,6 @@ _NO_SUCH_EVENT_TYPE: Final = 0x0113
 _INVALID_ARGUMENT: Final = 0x0115
 _NO_SUCH_ACTION: Final = 0x0123
 _RESOURCE_LIMITATION: Final = 0x0213
-
-
-@dataclass(frozen=True)
-class DimseCommitter:
-    """A peer at an address; see the port Committer."""
-
-    address: DimseAddress
-    calling_ae: str
-
-    @property
-    def where(self) -> str:
-        """Its AE title."""
-        return self.address.ae_title
-
-    def ask(
-        self, transaction_uid: str, wanted: Reference, before_asking: Callable[[], None], hear: Callable[[Report], bool]
-    ) -> None:
-        """Ask by N-ACTION, and stay a moment for a report; see the port Committer."""
-        done = threading.Event()
-
-        def note_end(event: Event) -> None:
-            if event.event is not evt.EVT_DIMSE_SENT or isinstance(event.message, N_EVENT_REPORT_RSP):
-                done.set()
-
-        ends = [(end, note_end) for end in (evt.EVT_DIMSE_SENT, evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)]
-        handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, lambda event: (heard(event, hear), None)), *ends]
-        with associate(self.address, self.calling_ae, _KINDS, handlers=handlers) as association:
-            if not association.accepted_contexts:
-                raise CannotAsk(f"{self.where} does not accept the Storage Commitment Push Model ({PUSH_MODEL})")
-            before_asking()
-            self._request(association, transaction_uid, wanted)
-            done.wait(_HEAR_S)
-
-    def _request(self, association: Association, transaction_uid: str, wanted: Reference) -> None:
-        information = Dataset()
-        information.TransactionUID = transaction_uid
-        information.ReferencedSOPSequence = [_item(wanted)]
-        try:
-            status, _ = association.send_n_action(information, _REQUEST, PUSH_MODEL, WELL_KNOWN_INSTANCE)
-        except RuntimeError:  # pynetdicom's, where the association broke off before
-            status = Dataset()
-        if "Status" not in status:
-            known = f"see that it knows {self.calling_ae}, with host and port, and lets it ask"
-            raise NotLetIn(f"{self.where} broke off when it was asked for storage commitment: {known}")
-        code = int(status.Status)
-        if code != SUCCESS:
-            answer = f"{self.where} answers a request for storage commitment with status 0x{code:04X}"
-            raise DeliveryDeferred(answer) if meaning_of(code) == "later" else CannotAsk(answer)
-
-    def report(self, report: Report) -> None:
-        """Send N-EVENT-REPORT, in an association in which the peer is the SCU of the class; see the port Committer."""
-        with associate(self.address, self.calling_ae, _KINDS, gets=PUSH_MODEL) as association:
-            if not association.accepted_contexts:
-                raise DeliveryRefused(f"{self.where} accepts no reports of storage commitment ({PUSH_MODEL})")
-            _send_report(association, report)
 
 
 @dataclass(frozen=True)
@@ -140,7 +79,7 @@ class CommitmentDoor:
     def _take(self, event: Event) -> int:
         if event.request.RequestedSOPInstanceUID != WELL_KNOWN_INSTANCE:  # type: ignore[union-attr]
             return _NO_SUCH_INSTANCE
-        if event.action_type != _REQUEST:
+        if event.action_type != REQUEST:
             return _NO_SUCH_ACTION
         asked = _read(event.action_information)
         if not asked.committed:
@@ -187,7 +126,9 @@ class CommitmentDoor:
         try:
             if not association.is_established:
                 raise DeliveryDeferred("the association is over")
-            _send_report(association, judge(self.commitments.request(request_id), self.index, self.objects))
+            request = self.commitments.request(request_id)
+            if not request.is_settled:  # by the worker, where the association was busy for long
+                send_report(association, judge(request, self.index, self.objects))
         except DeliveryFailed:
             self.commitments.defer_report(request_id, self.clock(), 0)
         else:
@@ -248,7 +189,8 @@ def _reference(item: Dataset) -> Reference:
     return found
 
 
-def _item(reference: Reference, reason: int | None = None) -> Dataset:
+def item_of(reference: Reference, reason: int | None = None) -> Dataset:
+    """An item of ReferencedSOPSequence, or with a FailureReason of FailedSOPSequence."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
     if reason is not None:
@@ -256,14 +198,14 @@ def _item(reference: Reference, reason: int | None = None) -> Dataset:
     return item
 
 
-def _send_report(association: Association, report: Report) -> None:
+def send_report(association: Association, report: Report) -> None:
     """Send N-EVENT-REPORT in an association. Raises DeliveryDeferred when it is not taken."""
     information = Dataset()
     information.TransactionUID = report.transaction_uid
     if report.committed:
-        information.ReferencedSOPSequence = [_item(reference) for reference in report.committed]
+        information.ReferencedSOPSequence = [item_of(reference) for reference in report.committed]
     if report.failed:
-        information.FailedSOPSequence = [_item(reference, reason) for reference, reason in report.failed.items()]
+        information.FailedSOPSequence = [item_of(reference, reason) for reference, reason in report.failed.items()]
     event_type = _SOME_FAILED if report.failed else _ALL_COMMITTED
     try:
         status, _ = association.send_n_event_report(information, event_type, PUSH_MODEL, WELL_KNOWN_INSTANCE)

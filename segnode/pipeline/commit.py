@@ -53,9 +53,10 @@ class Reporter:
         """Send every report whose time has come: again with back-off, for a day."""
         for request in self.commitments.unreported(self.clock()):
             peer = self.committers.get(request.peer)
+            if peer is None:
+                self._defer(request, "no destination has its AE title: add it to [[destinations]]")
+                continue
             try:
-                if peer is None:
-                    raise DeliveryFailed("no destination has its AE title: add it to [[destinations]]")  # noqa: TRY301
                 peer.report(judge(request, self.index, self.objects))
             except DeliveryFailed as reason:
                 self._defer(request, str(reason))

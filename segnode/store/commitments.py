@@ -90,6 +90,7 @@ class Request:
     referenced: Sequence[Reference]
     requested_at: float
     attempts: int
+    is_settled: bool = False
 
 
 class Commitments:
@@ -194,6 +195,7 @@ class Commitments:
                 referenced=[Reference(*line.split(_SEPARATOR)) for line in row.referenced.splitlines()],
                 requested_at=row.requested_at,
                 attempts=row.attempts,
+                is_settled=row.settled,
             )
             for row in rows
         ]
