@@ -59,11 +59,18 @@ class Confirmer:
         now = self.clock()
         for transaction in self.commitments.answered():
             delivery = self.jobs.delivery(transaction.job_id, transaction.destination)
-            is_of_old = transaction.outcome == "failed" and transaction.stored_in != delivery.stored_in
-            if delivery.state != "confirming" or is_of_old:
+            if not self._awaits(delivery, transaction):
                 self.commitments.settle(transaction.transaction_uid)
             elif delivery.next_attempt_at > now:
                 self.jobs.wake(delivery, now)
+
+    def _awaits(self, delivery: Delivery, transaction: Transaction) -> bool:
+        """Whether the report of a transaction says something of a delivery."""
+        config = self.configs.get(delivery.destination)
+        if delivery.state != "confirming" or config is None or config.confirm != "commitment":
+            return False
+        is_of_it = transaction.outcome == "committed" and transaction.sop_instance_uid == delivery.sent_sop_instance_uid
+        return is_of_it or transaction.stored_in == delivery.stored_in
 
     def proof(self, delivery: Delivery, destination: Destination, reference: Reference, stored: Callable[[], Stored]) -> Proof:
         """Look for the proof of a delivery that an archive stored, and ask for it where that is to be done.
@@ -93,8 +100,8 @@ class Confirmer:
                 return Proof(f"storage commitment in transaction {transaction.transaction_uid}")
         where = self.committers[delivery.destination].where
         asked = self._asked(delivery, reference)
-        if asked and asked[0].outcome == "failed":
-            reason = asked[0].reason
+        reason = next((transaction.reason for transaction in asked if transaction.outcome == "failed"), None)
+        if reason is not None:
             said = f"FailureReason 0x{reason:04X}" + (f" ({_REASONS[reason]})" if reason in _REASONS else "")
             raise NotConfirmed(f"{where} said that it stored it, and refuses storage commitment: {said}")
         accepted = [transaction for transaction in asked if transaction.is_accepted]

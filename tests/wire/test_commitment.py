@@ -21,7 +21,7 @@ from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
 from segnode.node import open_index, open_jobs
 from segnode.pipeline.commit import Reporter
-from segnode.store.commitments import Commitments, Reference, Report
+from segnode.store.commitments import Commitments, Reference, Report, Transaction
 from segnode.store.database import open_database
 from segnode.store.jobs import Job
 from segnode.testing.part10 import encode_part10
@@ -176,6 +176,22 @@ def test_late_report_on_what_was_sent_before_counts(tmp_path: Path) -> None:
     assert (box.delivery().state, first.TransactionUID in box.delivery().last_answer) == ("delivered", True)
     assert box.commitments.answer(Report(second.TransactionUID, [], {reference: 0x0112}), box.now)
     assert (box.attempt(), box.delivery().state, box.commitments.answered()) == ([], "delivered", [])
+
+
+def test_refusal_of_a_request_that_was_cut_short_counts(tmp_path: Path) -> None:
+    """Of two requests about what was stored, the first of a worker that was killed, either may be reported on."""
+    archive = Archive()
+    with committing(archive, witness := Witness(archive, reports_at_once=False)) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        stored = go_on(box)
+        asked = Transaction("2.25.3", "j", "archive", LABELMAP, RESULT, stored.stored_in, box.now - 1)
+        box.commitments.ask(asked)
+        assert go_on(box).state == "confirming"
+        assert len(witness.asked) == 1
+        assert box.commitments.answer(Report("2.25.3", [], {Reference(LABELMAP, RESULT): 0x0213}), box.now)
+        box.attempt()
+        assert (box.delivery().state, box.delivery().sent_again) == ("waiting", 1)
+        assert "FailureReason 0x0213 (resource limitation)" in box.delivery().last_answer
 
 
 def test_cancelled_job_waits_for_no_report(tmp_path: Path) -> None:
