@@ -306,7 +306,8 @@ def destinations(ctx: click.Context, config_file: Path | None, relearn: str | No
         return
     for d in found:
         takes = f"takes {d.form} (seen {d.learned})" if d.form else "it is not known yet what it takes"
-        click.echo(f"{d.name:<20} {d.state:<7} {d.waiting} waiting, {d.failed} failed  {d.to}  {takes}")
+        counts = f"{d.waiting} waiting, " + (f"{d.confirming} to be confirmed, " if d.confirming else "") + f"{d.failed} failed"
+        click.echo(f"{d.name:<20} {d.state:<7} {counts}  {d.to}  {takes}")
         if d.last_answer:
             click.echo(f"    {d.last_answered}  {d.last_answer}")
 

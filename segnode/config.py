@@ -33,6 +33,7 @@ FormName = Literal[
     "binary:implicit",
 ]
 Laterality = Literal["hold", "warn", "off"]
+Confirm = Literal["status", "commitment", "read-back"]
 DEFAULT_FILE: Final = "segnode.toml"
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -175,6 +176,7 @@ class DestinationConfig(_Table, frozen=True):
     )
     give_up_after: _Text = "7d"
     max_associations: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    confirm: Confirm = "status"
     auth: AuthConfig | None = None
     certificate: CertificateConfig | None = None
     ca: _Text | None = None
@@ -435,6 +437,9 @@ def _require_destination(destination: DestinationConfig, path: str) -> None:
 def _require_fitting_keys(destination: DestinationConfig, path: str) -> None:
     """Raise ConfigError for a key that means nothing to a destination of that kind."""
     keys: tuple[str, ...]
+    if destination.confirm == "commitment" and is_http(destination.to):
+        allowed = "allowed for a DICOMweb root: status, read-back"
+        raise ConfigError(f"{path}.confirm: storage commitment is asked for by DIMSE only; {allowed}")
     if is_http(destination.to):
         keys, why = ("calling_ae", "tls"), "is for DIMSE alone; a DICOMweb root that begins with https:// is reached by TLS"
     else:

@@ -30,10 +30,12 @@ SegnodeError
     ├── FormRefused          it will not take this form; another may do
     ├── AlreadyThere         it says that it holds an object of that UID, which remains to be seen
     ├── CannotAsk            it cannot be asked whether it holds an object
+    ├── NotConfirmed         it said that it stored an object, and does not stand by it
     ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
     └── DeliveryDeferred     it could not be reached or had no room; to be tried again
-        └── NotLetIn         it rejects the association for good, as it says: until somebody there lets this node in
+        └── NotLetIn         it rejects the association for good, or breaks off when it is asked: until somebody there
+                             lets this node in
 
 A message says what is wrong, with which object or attribute, and what to do. No message carries a patient's data.
 """
@@ -166,6 +168,10 @@ class AlreadyThere(DeliveryFailed):
 
 class CannotAsk(DeliveryFailed):
     """The destination does not say whether it holds an object."""
+
+
+class NotConfirmed(DeliveryFailed):
+    """The destination does not stand by what it said that it stored."""
 
 
 class CannotReadBack(DeliveryFailed):

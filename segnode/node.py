@@ -31,11 +31,12 @@ from segnode.config import (
     read_config,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
-from segnode.pipeline.ports import Catalogue, Destination
+from segnode.pipeline.ports import Catalogue, Committer, Destination
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
 from segnode.roles import NO_ROOM, Role
+from segnode.store.commitments import Commitments
 from segnode.store.database import is_no_room, open_database, workflow_database
 from segnode.store.filesystem import require_local
 from segnode.store.index import Index
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from segnode.dicomweb.find import DicomWebCatalogue
     from segnode.dimse.find import DimseCatalogue
     from segnode.models.process import ModelProcess
+    from segnode.pipeline.commit import Reporter
+    from segnode.pipeline.confirm import Confirmer
     from segnode.pipeline.dispatch import Dispatch
     from segnode.pipeline.notify import Notifier
     from segnode.pipeline.reject import Rejecter
@@ -77,6 +80,7 @@ class Store:
     leases: Leases
     measures: Measures
     notices: Notices
+    commitments: Commitments
 
 
 def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:
@@ -115,8 +119,8 @@ def open_store(config: Config, lease: Lease) -> Store:
     index = open_database(data / "index.sqlite")
     pipeline = open_database(data / _PIPELINE)
     objects = ObjectStore(data / "objects", lease)
-    jobs, standings, notices = Jobs(pipeline), Standings(pipeline), Notices(pipeline)
-    return Store(objects, Index(index), jobs, standings, Leases(index), Measures(index), notices)
+    jobs, standings, notices, commitments = Jobs(pipeline), Standings(pipeline), Notices(pipeline), Commitments(pipeline)
+    return Store(objects, Index(index), jobs, standings, Leases(index), Measures(index), notices, commitments)
 
 
 def open_jobs(config: Config) -> Jobs:
@@ -163,6 +167,20 @@ def destination(config: DestinationConfig, calling_ae: str, folder: Path) -> Des
     return DimseDestination(dimse_peer(config, calling_ae, folder))
 
 
+def committers(config: Config) -> Mapping[str, Committer]:
+    """An adapter for each destination that is reached by DIMSE: it can be asked for storage commitment, and be told.
+
+    Raises ConfigError where a certificate cannot be read.
+    """
+    dimse = [d for d in config.destinations if not is_http(d.to)]
+    if not dimse:
+        return {}
+    from segnode.dimse.committer import DimseCommitter
+    from segnode.dimse.peer import dimse_peer
+
+    return {d.name: DimseCommitter(dimse_peer(d, config.node.ae_title, config.folder)) for d in dimse}
+
+
 def catalogues(config: Config) -> Mapping[str, Catalogue]:
     """An adapter for each destination that a rule asks what it has of a series. Raises ConfigError."""
     asked = {rule.ask for rule in config.rules}
@@ -195,10 +213,11 @@ def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> "Dic
 
 
 def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
+    from segnode.dimse.commitment import CommitmentDoor
     from segnode.dimse.scp import start_scp
 
     stop = _Told(signal.SIGTERM, signal.SIGINT)
-    scp = start_scp(receiver, lease, listening)
+    scp = start_scp(receiver, CommitmentDoor(store.commitments, store.index, store.objects, time.time), lease, listening)
     _start_heart(store, receiver.meter, lease, lambda: scp.associations)
     ready()
     while not stop.wait(_TIDY_S):
@@ -237,6 +256,8 @@ class _Wiring:
     sweep: "Sweep"
     dispatch: "Dispatch"
     rejecter: "Rejecter"
+    confirmer: "Confirmer"
+    reporter: "Reporter"
     notifiers: Sequence["Notifier"]
     models: Mapping[tuple[str, str], "ModelProcess"]
 
@@ -251,6 +272,7 @@ class _Worker:
         self._lease = lease
         self._models = config.data / "work" / "models"
         self._notified: dict[str, threading.Thread] = {}
+        self._reporting: threading.Thread | None = None
 
     def run(self, inherited: Inherited, ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT; read the configuration again at SIGHUP."""
@@ -279,10 +301,12 @@ class _Worker:
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 due_in = wiring.sweep.decide()
                 wiring.dispatch.give_up(time.time())
+                wiring.confirmer.wake()
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
             with _going_on("rejecting broke"):
                 wiring.rejecter.owe_notes()
             self._notify(wiring.notifiers)
+            self._report(wiring.reporter)
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
         # A model may run on for minutes: every step is repeatable and taken up at the next start.
@@ -291,6 +315,8 @@ class _Worker:
     def _wire(self, config: Config, running: Mapping[tuple[str, str], "ModelProcess"]) -> _Wiring:
         """Wire a configuration, with the models that run already where they are the same. Raises ConfigError, LabelError."""
         from segnode.pipeline.assemble import Assembler, image_values
+        from segnode.pipeline.commit import Reporter
+        from segnode.pipeline.confirm import Confirmer
         from segnode.pipeline.deliver import Deliverer
         from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
@@ -311,9 +337,13 @@ class _Worker:
         encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)
         configs = {d.name: d for d in config.destinations}
         archives = destinations(config)
+        peers = committers(config)
+        confirmer = Confirmer(store.jobs, store.commitments, peers, configs, time.time)
         deliverer = Deliverer(
-            store.objects, store.index, store.jobs, store.standings, archives, configs, receiver.meter, time.time
+            store.objects, store.index, store.jobs, store.standings, archives, configs, confirmer, receiver.meter, time.time
         )
+        by_ae_title = {peer.where: peer for peer in peers.values()}
+        reporter = Reporter(store.commitments, store.index, store.objects, by_ae_title, time.time)
         dispatch = Dispatch(store.jobs, store.standings, configs)
         stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
@@ -321,7 +351,7 @@ class _Worker:
         finder = Finder(catalogues(config), store.index, time.time)
         sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, finder.ask, time.time)
         rejecter = Rejecter(receiver, store.jobs, time.time)
-        return _Wiring(stages, sweep, dispatch, rejecter, self._notifiers(config), models)
+        return _Wiring(stages, sweep, dispatch, rejecter, confirmer, reporter, self._notifiers(config), models)
 
     def _notifiers(self, config: Config) -> Sequence["Notifier"]:
         """What tells the webhooks. Raises ConfigError where a secret cannot be read."""
@@ -374,6 +404,12 @@ class _Worker:
                 self._notified[name] = threading.Thread(target=_tell_all, args=(notifier,), name=f"webhook {name}", daemon=True)
                 self._notified[name].start()
 
+    def _report(self, reporter: "Reporter") -> None:
+        """Have peers told of storage commitment in a thread of its own, unless the one before is still at it."""
+        if self._reporting is None or not self._reporting.is_alive():
+            self._reporting = threading.Thread(target=_report_all, args=(reporter,), name="commitments", daemon=True)
+            self._reporting.start()
+
     def _tidy(self, workflows: "Workflows") -> None:
         """Tidy up for ever: a shelf of the objects each time, the rest every ten minutes."""
         from segnode.pipeline.labelmaps import Labelmaps
@@ -395,6 +431,11 @@ class _Worker:
                     workflows.purge(time.time() - _RECORDS_STAY_S)
             turn += 1
             time.sleep(_TIDY_S)
+
+
+def _report_all(reporter: "Reporter") -> None:
+    with _going_on("reporting broke"):
+        reporter.report_all()
 
 
 def _tell_all(notifier: "Notifier") -> None:

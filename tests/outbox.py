@@ -11,18 +11,20 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 
-from segnode.config import DestinationConfig
+from segnode.config import Config, DestinationConfig, NodeConfig
 from segnode.dicom.codes import Code
 from segnode.dicom.header import read_header
 from segnode.dicom.uids import derived_uid
 from segnode.dicom.volume import Slices, order_slices
-from segnode.node import destination
+from segnode.node import committers, destination
+from segnode.pipeline.confirm import Confirmer
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.dispatch import Dispatch
-from segnode.pipeline.ports import Destination
+from segnode.pipeline.ports import Committer, Destination
 from segnode.seg.forms import FORMS
 from segnode.seg.segments import LabelDictionary, Segment
 from segnode.seg.write import Algorithm, Identity, write_labelmap
+from segnode.store.commitments import Commitments
 from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Delivery, Jobs
@@ -89,16 +91,19 @@ class Outbox:
     folder: Path
     configs: Mapping[str, DestinationConfig]
     destinations: Mapping[str, Destination]
+    committers: Mapping[str, Committer] = field(default_factory=dict)
     now: float = CREATED
     jobs: Jobs = field(init=False)
+    commitments: Commitments = field(init=False)
     standings: Standings = field(init=False)
+    confirmer: Confirmer = field(init=False)
     deliverer: Deliverer = field(init=False)
     dispatch: Dispatch = field(init=False)
 
     def __post_init__(self) -> None:
         """Hold the SEG."""
         pipeline, index = open_database(self.folder / "pipeline.sqlite"), Index(open_database(self.folder / "index.sqlite"))
-        self.jobs, self.standings = Jobs(pipeline), Standings(pipeline)
+        self.jobs, self.standings, self.commitments = Jobs(pipeline), Standings(pipeline), Commitments(pipeline)
         objects = ObjectStore(self.folder / "objects", Lease("a" * 12, "worker-1"))
         if index.find(RESULT) is None:
             with objects.spool() as spool:
@@ -107,9 +112,10 @@ class Outbox:
                 with spool.path.open("rb") as file:
                     header = read_header(file)
                 index.add(header, objects.keep(spool.path), 1, "digest", "made", CREATED)
-        self.deliverer = Deliverer(
-            objects, index, self.jobs, self.standings, self.destinations, self.configs, Meter("worker"), lambda: self.now
-        )
+        clock = lambda: self.now  # noqa: E731
+        self.confirmer = Confirmer(self.jobs, self.commitments, self.committers, self.configs, clock)
+        rows = objects, index, self.jobs, self.standings
+        self.deliverer = Deliverer(*rows, self.destinations, self.configs, self.confirmer, Meter("worker"), clock)
         self.dispatch = Dispatch(self.jobs, self.standings, self.configs)
 
     def owe(self, *names: str, job: str = "j") -> None:
@@ -118,7 +124,8 @@ class Outbox:
         self.jobs.owe(job, RESULT, names, self.now)
 
     def attempt(self) -> list[Delivery]:
-        """Attempt once what is chosen now; what was."""
+        """Attempt once what is chosen now, as a sweep does; what was."""
+        self.confirmer.wake()
         chosen = self.dispatch.due(self.now)
         for delivery in chosen:
             self.deliverer.attempt(delivery)
@@ -133,6 +140,7 @@ def outbox(folder: Path, to: str, seg: Sequence[str] | None = None, **settings) 
     """An outbox that owes the SEG to one archive, which is reached over the wire."""
     folder.mkdir(exist_ok=True)
     config = DestinationConfig(name="archive", to=to, **({"seg": tuple(seg)} if seg else {}), **settings)
-    box = Outbox(folder, {"archive": config}, {"archive": destination(config, "TEST", folder)})
+    peers = committers(Config(node=NodeConfig(ae_title="TEST"), destinations=(config,)))
+    box = Outbox(folder, {"archive": config}, {"archive": destination(config, "TEST", folder)}, peers)
     box.owe("archive")
     return box

@@ -16,7 +16,7 @@ from segnode.dicom.header import read_header
 from segnode.dicom.status import meaning_of, require_stored
 from segnode.dicomweb.peer import DicomWebPeer
 from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused, NotLetIn
-from segnode.pipeline.ports import Encoded
+from segnode.pipeline.ports import Encoded, Identified
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
 _INSTANCE_UID, _REASON, _WARNING = "00081155", "00081197", "00081196"
@@ -77,15 +77,15 @@ class StowDestination:
         response = self._request("POST", "/studies", headers, _Body(head, part10, tail))
         return stored_answer(response, sop_instance_uid)
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    def held(self, wanted: Identified) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
 
         Of an archive that answers no searches it is held where it should be, or nowhere.
         """
-        uid = encoded.sop_instance_uid
+        uid = wanted.sop_instance_uid
         search = self._request("GET", f"/instances?SOPInstanceUID={uid}", {"Accept": "application/dicom+json"})
         known = search.status_code in _FOUND
-        place = (encoded.study_instance_uid, encoded.series_instance_uid)
+        place = (wanted.study_instance_uid, wanted.series_instance_uid)
         if known:
             # Some archives match less than they are asked for.
             matches = [item for item in _list(search) if _first(item, _INSTANCE) == uid]

@@ -1,4 +1,4 @@
-"""The Storage and Verification SCP: takes every storage SOP class in every transfer syntax, stored as received."""
+"""The SCP of Storage, Verification and Storage Commitment: every storage class and transfer syntax, stored as received."""
 
 import socket
 import threading
@@ -22,6 +22,7 @@ from structlog.contextvars import bound_contextvars
 from segnode.dicom.status import PROCESSING_FAILURE, STATUS_OF, SUCCESS
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from segnode.dimse.commitment import PUSH_MODEL, CommitmentDoor
 from segnode.dimse.switches import set_switches
 from segnode.errors import OutOfResources, Refusal
 from segnode.pipeline.associations import Associations
@@ -89,7 +90,7 @@ class StorageScp:
             association.abort()
 
 
-def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> StorageScp:
+def start_scp(receiver: Receiver, commitment: CommitmentDoor, lease: Lease, listening: socket.socket) -> StorageScp:
     """Accept associations on a listening socket; each is a part of this process's lease."""
     set_switches(lambda **_: _Incoming(receiver.objects))
     ae = AE(receiver.ae_title)
@@ -100,12 +101,15 @@ def start_scp(receiver: Receiver, lease: Lease, listening: socket.socket) -> Sto
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), list(STORED_TRANSFER_SYNTAXES))
     ae.add_supported_context(Verification)
+    # Archives report in an association of their own, in which they are the SCP.
+    ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
     door = _Door(receiver, Associations(receiver.index, lease))
     handlers: list[Any] = [
         (evt.EVT_C_STORE, door.store),
         (evt.EVT_ESTABLISHED, door.begin),
         (evt.EVT_ACSE_RECV, door.note_release),
         (evt.EVT_CONN_CLOSE, door.end),
+        *commitment.handlers(),
     ]
     server = ae.make_server(listening.getsockname(), evt_handlers=handlers, server_class=_SharingServer, listening=listening)
     ae._servers.append(server)  # which its shutdown wants to take it from

@@ -24,6 +24,7 @@ from segnode.config import DimseAddress, FormName
 from segnode.connections import trouble
 from segnode.dicom.header import read_header
 from segnode.dicom.status import SUCCESS, meaning_of, require_stored
+from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.peer import ANSWER_S, DimsePeer, look_at
 from segnode.dimse.switches import set_switches
@@ -37,7 +38,7 @@ from segnode.errors import (
     NotLetIn,
     Refusal,
 )
-from segnode.pipeline.ports import Encoded, Listed
+from segnode.pipeline.ports import Encoded, Identified
 from segnode.seg.forms import FORMS
 
 _FIND: Final = StudyRootQueryRetrieveInformationModelFind
@@ -69,13 +70,14 @@ class DimseDestination:
         with associate(self.peer, wanted) as association:
             yield StoreDoor(association)
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    def held(self, wanted: Identified) -> bytes | None:
         """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
 
         An archive that knows no C-FIND but C-GET holds what that gives.
         """
-        sop_class = encoded.sop_class_uid
+        sop_class = wanted.sop_class_uid
         syntaxes = {str(form.transfer_syntax_uid) for form in FORMS.values() if form.sop_class_uid == sop_class}
+        syntaxes = syntaxes or set(STORED_TRANSFER_SYNTAXES)
         kinds = {(str(_FIND), str(ImplicitVRLittleEndian)), (str(_GET), str(ImplicitVRLittleEndian))}
         kinds |= {(sop_class, syntax) for syntax in syntaxes}
         received: list[bytes] = []
@@ -88,11 +90,11 @@ class DimseDestination:
             accepted = {context.abstract_syntax for context in association.accepted_contexts}
             if not accepted & {_FIND, _GET}:
                 raise CannotAsk(f"{self.where} accepts neither C-FIND nor C-GET")
-            if _FIND in accepted and not _find(association, encoded, self.where):
+            if _FIND in accepted and not _find(association, wanted, self.where):
                 return None
             if _GET not in accepted:
                 raise CannotReadBack(f"{self.where} accepts no C-GET")
-            status = get_instance(association, encoded, self.where)
+            status = get_instance(association, wanted, self.where)
         if received:
             return received[0]
         if _FIND not in accepted:
@@ -199,12 +201,17 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
 
 @contextmanager
 def associate(
-    peer: DimsePeer, kinds: set[tuple[str, str]], *, gets: str | None = None, keep: Callable[[Event], int] | None = None
+    peer: DimsePeer,
+    kinds: set[tuple[str, str]],
+    *,
+    gets: str | None = None,
+    keep: Callable[[Event], int] | None = None,
+    handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """An association that proposes each (SOP class, transfer syntax) in a context of its own. Raises DeliveryDeferred.
 
     To connect and to negotiate may not take as long as an answer. Objects of the class that is got by C-GET are given to
-    `keep`.
+    `keep`: the peer is the SCU of `gets`. Of other events `handlers` are told.
     """
     set_switches()
     ae = AE(peer.calling_ae)
@@ -215,7 +222,7 @@ def associate(
     contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in sorted(kinds)]
     roles: list[Any] = [build_role(gets, scp_role=True)] if gets else []
     opened: list[Event] = []
-    handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened.append), *([(evt.EVT_C_STORE, keep)] if keep else [])]
+    handlers = [*handlers, (evt.EVT_CONN_OPEN, opened.append), *([(evt.EVT_C_STORE, keep)] if keep else [])]
     address = peer.address
     try:
         association = ae.associate(
@@ -249,22 +256,22 @@ def _rejection(association: Association) -> str:
     return answer.reason_str if answer is not None else "no reason given"
 
 
-def _find(association: Association, encoded: Encoded, where: str) -> bool:
+def _find(association: Association, wanted: Identified, where: str) -> bool:
     """Whether the archive lists an object of that UID. Raises CannotAsk, DeliveryDeferred."""
     found = False
-    for status, match in association.send_c_find(_identifier(encoded), _FIND):
+    for status, match in association.send_c_find(_identifier(wanted), _FIND):
         if "Status" not in status:  # as archives do to those that may send, but not ask
             raise CannotAsk(f"{where} accepts C-FIND and breaks off when it is asked")
         code = int(status.Status)
         if code in _PENDING:
-            found = found or (match is not None and match.get("SOPInstanceUID") == encoded.sop_instance_uid)
+            found = found or (match is not None and match.get("SOPInstanceUID") == wanted.sop_instance_uid)
         elif code != SUCCESS:
             _raise_if_passing(code, f"{where} answers C-FIND with status 0x{code:04X}")
             raise CannotAsk(f"{where} answers C-FIND with status 0x{code:04X}")
     return found
 
 
-def get_instance(association: Association, wanted: Encoded | Listed, where: str) -> int:
+def get_instance(association: Association, wanted: Identified, where: str) -> int:
     """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
     code = SUCCESS
     for status, _ in association.send_c_get(_identifier(wanted), _GET):
@@ -275,7 +282,7 @@ def get_instance(association: Association, wanted: Encoded | Listed, where: str)
     return code
 
 
-def _identifier(wanted: Encoded | Listed) -> Dataset:
+def _identifier(wanted: Identified) -> Dataset:
     """The unique keys of an object (PS3.4 C.6.2.1)."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "IMAGE"

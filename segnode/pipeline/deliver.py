@@ -10,13 +10,25 @@ import structlog
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
-from segnode.errors import CannotConvert, DeliveryDeferred, DeliveryRefused, FormRefused, NotAVolume, UnreadablePixels
+from segnode.errors import (
+    CannotConvert,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    NotAVolume,
+    NotConfirmed,
+    NotLetIn,
+    UnreadablePixels,
+)
 from segnode.pipeline.back_off import wait_after
+from segnode.pipeline.confirm import Confirmer, Stored
 from segnode.pipeline.ladder import Ladder, Sent, Tried
 from segnode.pipeline.ports import Destination, Encoded
+from segnode.pipeline.read_back import require_same_content, require_same_labels
 from segnode.seg.convert import Target, convert
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
+from segnode.store.commitments import Reference
 from segnode.store.index import Index, Instance
 from segnode.store.jobs import Delivery, Jobs, Taken
 from segnode.store.measures import Meter
@@ -70,6 +82,7 @@ class Deliverer:
     standings: Standings
     destinations: Mapping[str, Destination]
     configs: Mapping[str, DestinationConfig]
+    confirmer: Confirmer
     meter: Meter
     clock: Callable[[], float]
 
@@ -83,7 +96,9 @@ class Deliverer:
             self._give_up(delivery, f"{missing} is no longer there")
             return
         try:
-            if held.sop_class_uid == KeyObjectSelectionDocumentStorage:
+            if delivery.state == "confirming":
+                self._confirm(delivery, destination, held)
+            elif held.sop_class_uid == KeyObjectSelectionDocumentStorage:
                 self._send_as_is(delivery, destination, held)
             else:
                 self._send(delivery, destination, held)
@@ -98,8 +113,60 @@ class Deliverer:
     def _send_as_is(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         answer = destination.send_as_is(self.objects.path(held.object_key).read_bytes())
         self.standings.answered(delivery.destination, answer, self.clock())
-        self.jobs.delivered(delivery, Taken("", held.sop_instance_uid), answer, self.clock())
-        self._say(delivery, "delivered", sent=held.sop_instance_uid)
+        self._taken(delivery, Taken("", held.sop_instance_uid), answer)
+
+    def _taken(self, delivery: Delivery, taken: Taken, answer: str, *, is_proved: bool = False, **said: object) -> None:
+        """A destination has an object, as it says: what counts as delivered then is what its configuration says."""
+        if is_proved or self.configs[delivery.destination].confirm == "status":
+            self.jobs.delivered(delivery, taken, answer, self.clock())
+            self._say(delivery, "delivered", sent=taken.sop_instance_uid, **said)
+        else:
+            self.jobs.stored(delivery, taken, answer, self.clock())
+            self._say(delivery, "stored", sent=taken.sop_instance_uid, **said)
+
+    def _confirm(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
+        """Have it proved that a destination has what it stored; sent once more where it does not stand by it."""
+        name = delivery.destination
+        stored = lambda: self._what_was_stored(delivery, held)  # noqa: E731
+        try:
+            proof = self.confirmer.proof(delivery, destination, _reference(delivery, held), stored)
+        except NotConfirmed as reason:
+            self._unproved(delivery, str(reason), again=not delivery.sent_again)
+        except DeliveryRefused as reason:
+            self._unproved(delivery, str(reason), again=False)
+        except NotLetIn as reason:  # it takes objects: others need not wait for this
+            self.standings.answered(name, str(reason), self.clock())
+            self._defer(delivery, str(reason))
+        else:
+            self.standings.answered(name, proof.answer, self.clock())
+            if proof.look_at is None:
+                self.jobs.proved(delivery, proof.answer, self.clock())
+                self._say(delivery, "delivered", sent=delivery.sent_sop_instance_uid)
+            else:
+                self.jobs.deferred(delivery, proof.answer, proof.look_at, self.clock())
+
+    def _unproved(self, delivery: Delivery, reason: str, *, again: bool) -> None:
+        self.standings.answered(delivery.destination, reason, self.clock())
+        if again:
+            self.jobs.send_again(delivery, f"{reason}; it is sent again", self.clock())
+            self._say(delivery, "deferred")
+        else:
+            also = ", also after it was sent again" if delivery.sent_again else ""
+            self.jobs.unproved(delivery, reason + also, self.clock())
+            self._say(delivery, "refused")
+
+    def _what_was_stored(self, delivery: Delivery, held: Instance) -> Stored:
+        """What a destination stored, to be compared with what it gives out. Raises DeliveryRefused."""
+        uid, where = delivery.sent_sop_instance_uid, self.destinations[delivery.destination].where
+        if not delivery.form:
+            part10 = self.objects.path(held.object_key).read_bytes()
+            return Stored(held, lambda found: require_same_content(uid, part10, found, where))
+        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
+        try:
+            encoded = segmentation.in_form(cast("FormName", delivery.form))
+        except FormRefused as refusal:
+            raise DeliveryRefused(f"what was sent as {uid} {refusal}") from refusal
+        return Stored(encoded, lambda found: require_same_labels(uid, encoded.part10, found, where))
 
     def _send(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred."""
@@ -117,11 +184,12 @@ class Deliverer:
         self.standings.answered(name, sent.answer, now)
         if not sent.was_there and encoded.form != remembered:
             self.standings.learn(name, encoded.form, _asked(self.configs[name]), now)
-        self.jobs.delivered(delivery, Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers), sent.answer, now)
+        taken = Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers)
+        is_read_back = sent.was_there and self.configs[name].confirm == "read-back"
+        said = {"form": encoded.form, "segment_numbers": dict(encoded.numbers)}
+        self._taken(delivery, taken, sent.answer, is_proved=is_read_back, **said)
         if standing.is_down:
             self.jobs.hasten(name, now)
-        said = {"form": encoded.form, "sent": encoded.sop_instance_uid, "segment_numbers": dict(encoded.numbers)}
-        self._say(delivery, "delivered", **said)
 
     def _remembered(self, standing: Standing) -> FormName | None:
         """What the destination took last, while that may be relied on: for a day, of the same forms at the same address."""
@@ -152,6 +220,13 @@ def order(forms: tuple[FormName, ...], unanswered: FormName | None, remembered: 
     """The forms of a destination as they are tried: what was sent without an answer, what it took last, then best first."""
     first = [form for form in (unanswered, remembered) if form in forms]
     return list(dict.fromkeys((*first, *forms)))
+
+
+def _reference(delivery: Delivery, held: Instance) -> Reference:
+    """What was sent, as storage commitment names it."""
+    form = delivery.form
+    sop_class = FORMS[cast("FormName", form)].sop_class_uid if form else held.sop_class_uid
+    return Reference(str(sop_class), delivery.sent_sop_instance_uid)
 
 
 def _asked(config: DestinationConfig) -> str:

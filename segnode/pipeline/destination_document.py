@@ -28,6 +28,7 @@ class DestinationDocument(msgspec.Struct, frozen=True):
     last_answered: Time | None
     failures: Annotated[int, Meta(description="Attempts in a row that were deferred.")]
     waiting: Annotated[int, Meta(description="Deliveries that are owed.")]
+    confirming: Annotated[int, Meta(description="Deliveries of which it has the object, as it says: that is to be proved yet.")]
     failed: Annotated[int, Meta(description="Deliveries that failed.")]
 
 
@@ -54,5 +55,6 @@ def _document(
         last_answered=iso_time(standing.answered_at) if standing.last_answer else None,
         failures=standing.failures,
         waiting=counts.get((config.name, "waiting"), 0),
+        confirming=counts.get((config.name, "confirming"), 0),
         failed=counts.get((config.name, "failed"), 0),
     )

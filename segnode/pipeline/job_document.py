@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from segnode.store.index import Index
-from segnode.store.jobs import Delivery, DeliveryState, Job, State
+from segnode.store.jobs import OWED, Delivery, DeliveryState, Job, State
 
 Time = Annotated[str, Meta(description="ISO 8601, in UTC.", extra_json_schema={"format": "date-time"})]
 
@@ -23,7 +23,10 @@ class DeliveryDocument(msgspec.Struct, frozen=True):
     """An object that is owed to a destination, or was, and how that went."""
 
     destination: str
-    state: DeliveryState
+    state: Annotated[
+        DeliveryState,
+        Meta(description="Confirming: the destination has the object, as it says; last_answer says what is awaited."),
+    ]
     form: Annotated[str, Meta(description="The form in which it was taken; empty until then.")]
     attempts: int
     next_attempt: Time | None
@@ -88,7 +91,7 @@ def _delivery_document(delivery: Delivery) -> DeliveryDocument:
         state=delivery.state,
         form=delivery.form,
         attempts=delivery.attempts,
-        next_attempt=iso_time(delivery.next_attempt_at) if delivery.state == "waiting" else None,
+        next_attempt=iso_time(delivery.next_attempt_at) if delivery.state in OWED else None,
         last_answer=delivery.last_answer,
         segmentation=delivery.sent_sop_instance_uid,
         segment_numbers={str(number): new for number, new in delivery.segment_numbers.items()},

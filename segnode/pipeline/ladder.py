@@ -20,11 +20,10 @@ from segnode.errors import (
     SegnodeError,
 )
 from segnode.pipeline.ports import Destination, Door, Encoded, Segmentation
-from segnode.seg.diff import diff
+from segnode.pipeline.read_back import require_same_labels
 from segnode.seg.forms import FORMS
-from segnode.seg.read import read_segmentation
 
-_READ_BACK: Final = "read back from there, it has the same labels"
+READ_BACK: Final = "read back from there, it has the same labels"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Ladder:
         if held is None:
             return None
         self._require_same(encoded, held)
-        return Sent(encoded, "; ".join((*self._refusals, f"it was stored all the same: {_READ_BACK}")), was_there=True)
+        return Sent(encoded, "; ".join((*self._refusals, f"it was stored all the same: {READ_BACK}")), was_there=True)
 
     def _read_back(self, form: FormName, claim: str) -> Sent:
         """What the archive says that it has already. Raises DeliveryRefused when it is something else, or cannot be seen."""
@@ -149,20 +148,10 @@ class Ladder:
         if held is None:
             raise DeliveryDeferred(f"{claim}: it is there already, but {self.destination.where} does not find it")
         self._require_same(encoded, held)
-        return Sent(encoded, f"{claim}: it is there already; {_READ_BACK}", was_there=True)
+        return Sent(encoded, f"{claim}: it is there already; {READ_BACK}", was_there=True)
 
     def _require_same(self, encoded: Encoded, held: bytes) -> None:
-        """Raise DeliveryRefused when what the archive holds under the UID has other labels."""
-        uid = encoded.sop_instance_uid
-        try:
-            found = read_segmentation(held)
-            same = found.sop_instance_uid == uid and diff(read_segmentation(encoded.part10), found).is_equal
-        except SegnodeError as error:
-            raise DeliveryRefused(f"what {self.destination.where} holds as {uid} cannot be compared: {error}") from error
-        if not same:
-            raise DeliveryRefused(
-                f"{self.destination.where} holds another object as {uid}, with other labels: have it removed there, then retry"
-            )
+        require_same_labels(encoded.sop_instance_uid, encoded.part10, held, self.destination.where)
 
     def _is_in_doubt(self, form: FormName) -> bool:
         return self.tried.unanswered is not None and _type(self.tried.unanswered) == _type(form)

@@ -1,6 +1,6 @@
 """What the pipeline asks of the outside: models, destinations, archives, and what peers have of a series."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from segnode.config import FormName
 from segnode.dicom.elements import Buffer
 from segnode.dicom.volume import Volume
+from segnode.store.commitments import Reference, Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,30 @@ class Encoded:
     study_instance_uid: str
     part10: bytes
     numbers: Mapping[int, int] = field(default_factory=dict)
+
+
+class Identified(Protocol):
+    """An object, by its UIDs: one that was encoded, or one that is held here."""
+
+    @property
+    def study_instance_uid(self) -> str:
+        """StudyInstanceUID."""
+        ...
+
+    @property
+    def series_instance_uid(self) -> str:
+        """SeriesInstanceUID."""
+        ...
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOPInstanceUID."""
+        ...
+
+    @property
+    def sop_class_uid(self) -> str:
+        """SOPClassUID."""
+        ...
 
 
 class Segmentation(Protocol):
@@ -80,7 +105,7 @@ class Destination(Protocol):
         """Open the way for objects of these forms. Raises DeliveryDeferred when the archive cannot be reached."""
         ...
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    def held(self, wanted: Identified) -> bytes | None:
         """The object of that UID as the archive holds it, a Part 10 file; None when it says that it holds none.
 
         Raises CannotAsk when it does not say, CannotReadBack when it holds it and does not give it out; DeliveryDeferred
@@ -90,6 +115,30 @@ class Destination(Protocol):
 
     def send_as_is(self, part10: bytes) -> str:
         """Send an object that is no SEG, uncompressed; what was answered. Raises DeliveryRefused, DeliveryDeferred."""
+        ...
+
+
+class Committer(Protocol):
+    """A peer that does storage commitment (PS3.4 J): it can be asked to stand by an object, and be told what we stand by."""
+
+    @property
+    def where(self) -> str:
+        """How answers name it."""
+        ...
+
+    def ask(
+        self, transaction_uid: str, wanted: Reference, before_asking: Callable[[], None], hear: Callable[[Report], bool]
+    ) -> None:
+        """Ask it to stand by an object; it has said then that it will report.
+
+        `before_asking` is called before it may have heard of the transaction, `hear` with what it reports at once: it says
+        whether that is of something that was asked. Raises CannotAsk when it does not do this at all, NotLetIn when it
+        breaks off then, DeliveryDeferred.
+        """
+        ...
+
+    def report(self, report: Report) -> None:
+        """Tell it what we stand by. Raises DeliveryRefused, DeliveryDeferred."""
         ...
 
 

@@ -10,7 +10,7 @@ import structlog
 from segnode.dicom.uids import derived_digest
 from segnode.pipeline.rules import Rule, SeriesValues, series_values
 from segnode.store.index import Index, Instance, QuietSeries
-from segnode.store.jobs import Decision, Job, Jobs
+from segnode.store.jobs import TAKEN, Decision, Job, Jobs
 
 _log = structlog.get_logger()
 
@@ -126,7 +126,7 @@ def taken(jobs: Jobs, decision: Decision | Job) -> list[Job]:
     """The jobs of the same rule and series whose result somebody has, oldest first."""
     of_series = [job for job in jobs.of_series(decision.series_instance_uid) if job.content_digest]
     same = [job for job in of_series if job.rule_digest == decision.rule_digest]
-    return [job for job in same if job.state == "delivered" or any(d.state == "delivered" for d in job.deliveries)]
+    return [job for job in same if job.state == "delivered" or any(d.state in TAKEN for d in job.deliveries)]
 
 
 def content_digest(sop_instance_uids: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.rules import Rule, rule_of
-from segnode.store.jobs import Delivery, Job, Jobs
+from segnode.store.jobs import OWED, Delivery, Job, Jobs
 from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
@@ -66,7 +66,7 @@ class Stages:
     def deliver(self, job_id: str, destination: str, attempt: int) -> None:
         """Attempt a delivery, unless that attempt is over. Raises OutOfResources."""
         delivery = self.jobs.delivery(job_id, destination)
-        if delivery.state != "waiting" or delivery.attempts != attempt:
+        if delivery.state not in OWED or delivery.attempts != attempt:
             return
         with bound_contextvars(job=job_id, destination=destination):
             try:

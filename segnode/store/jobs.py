@@ -32,7 +32,10 @@ from segnode.store.database import make_tables, reading
 State = Literal["waiting", "assembling", "inferring", "encoding", "held", "delivering", "delivered", "failed", "cancelled"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 ENDED: Final[tuple[State, ...]] = ("delivered", "failed", "cancelled")
-DeliveryState = Literal["waiting", "delivered", "failed", "cancelled"]
+DeliveryState = Literal["waiting", "confirming", "delivered", "failed", "cancelled"]
+# Of these something is still to be done; of those the destination has the object, as it says.
+OWED: Final[tuple[DeliveryState, ...]] = ("waiting", "confirming")
+TAKEN: Final[tuple[DeliveryState, ...]] = ("confirming", "delivered")
 
 _metadata = MetaData()
 _rule = Table(
@@ -83,6 +86,9 @@ _delivery = Table(
     Column("unanswered", String, nullable=False, server_default=""),
     Column("sent_sop_instance_uid", String, nullable=False, server_default=""),
     Column("segment_numbers", String, nullable=False, server_default=""),
+    Column("stored_at", Float, nullable=False, server_default="0"),
+    Column("stored_in", Integer, nullable=False, server_default="0"),
+    Column("sent_again", Integer, nullable=False, server_default="0"),
 )
 # Which job's result takes the place of which other's, where that is to be rejected.
 _replacement = Table(
@@ -121,7 +127,9 @@ class Delivery:
 
     `tried` are the forms that were sent so far; the destination has not said yet what became of the `unanswered` one. What
     it took is `sent_sop_instance_uid`, an object of its own where the form is of another type: `segment_numbers` maps the
-    segment numbers of the result to those in it then.
+    segment numbers of the result to those in it then. It is "confirming" from when the destination has said that it stored
+    the object (`stored_at`, in the attempt `stored_in`) until that is proved; `sent_again` counts how often it was sent anew
+    for lack of a proof.
     """
 
     job_id: str
@@ -137,6 +145,9 @@ class Delivery:
     unanswered: str
     sent_sop_instance_uid: str
     segment_numbers: Mapping[int, int]
+    stored_at: float
+    stored_in: int
+    sent_again: int
 
 
 @dataclass(frozen=True)
@@ -266,7 +277,7 @@ class Jobs:
                 raise JobEnded(f"job {job_id} has not failed: there is nothing to try again")
             undelivered = and_(_delivery.c.job_id == job_id, _delivery.c.state.in_(("failed", "cancelled")))
             # As owed anew: its attempts go on counting, so that each is a workflow of its own.
-            owed = {"state": "waiting", "next_attempt_at": now, "created_at": now}
+            owed = {"state": "waiting", "next_attempt_at": now, "created_at": now, "sent_again": 0}
             tried = connection.execute(_delivery.update().where(undelivered).values(owed).returning(_delivery.c.job_id))
             again = {"attempt": _job.c.attempt + 1, "error": "", "updated_at": now}
             connection.execute(_job.update().where(_job.c.id == job_id).values(again))
@@ -278,15 +289,15 @@ class Jobs:
             _require_going_on(connection, job_id)
             if note:
                 connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
-            waiting = and_(_delivery.c.job_id == job_id, _delivery.c.state == "waiting")
+            waiting = and_(_delivery.c.job_id == job_id, _delivery.c.state.in_(OWED))
             connection.execute(_delivery.update().where(waiting).values(state="cancelled"))
             _move(connection, job_id, "cancelled", now)
 
     def unsent(self, series: str) -> Mapping[str, str]:
         """Jobs of a series that go on and of which no destination has anything yet: the content of each by its id."""
-        delivered = exists().where(_delivery.c.job_id == _job.c.id, _delivery.c.state == "delivered")
+        taken = exists().where(_delivery.c.job_id == _job.c.id, _delivery.c.state.in_(TAKEN))
         query = select(_job.c.id, _job.c.content_digest)
-        query = query.where(_job.c.series_instance_uid == series, _job.c.content_digest != "", _going_on(), ~delivered)
+        query = query.where(_job.c.series_instance_uid == series, _job.c.content_digest != "", _going_on(), ~taken)
         with self._reader.connect() as connection:
             return {row.id: row.content_digest for row in connection.execute(query)}
 
@@ -348,15 +359,31 @@ class Jobs:
 
     def delivered(self, delivery: Delivery, taken: Taken, answer: str, now: float) -> None:
         """A destination has taken its object."""
-        values = {
-            "state": "delivered",
-            "form": taken.form,
-            "last_answer": answer,
-            "unanswered": "",
-            "sent_sop_instance_uid": taken.sop_instance_uid,
-            "segment_numbers": " ".join(f"{number}:{new}" for number, new in taken.segment_numbers.items()),
-        }
-        self._attempted(delivery, values, now)
+        self._attempted(delivery, {"state": "delivered", "last_answer": answer, **_taken(taken)}, now)
+
+    def stored(self, delivery: Delivery, taken: Taken, answer: str, now: float) -> None:
+        """A destination has taken its object, as it says; that is to be proved, from now on."""
+        values = {"stored_at": now, "stored_in": delivery.attempts, "next_attempt_at": now, **_taken(taken)}
+        self._attempted(delivery, {"state": "confirming", "last_answer": answer, **values}, now)
+
+    def proved(self, delivery: Delivery, answer: str, now: float) -> None:
+        """A destination has its object, which is proved."""
+        self._attempted(delivery, {"state": "delivered", "last_answer": answer}, now)
+
+    def send_again(self, delivery: Delivery, answer: str, now: float) -> None:
+        """A destination does not stand by what it stored: it is owed anew, at once, what was sent first."""
+        again = {"state": "waiting", "next_attempt_at": now, "sent_again": delivery.sent_again + 1, **_taken(Taken("", ""))}
+        self._attempted(delivery, {**again, "last_answer": answer, "unanswered": delivery.form}, now)
+
+    def unproved(self, delivery: Delivery, answer: str, now: float) -> None:
+        """An object is not sent any more, and it is not proved that its destination has what was sent."""
+        self._attempted(delivery, {"state": "failed", "last_answer": answer, "unanswered": delivery.form}, now)
+
+    def wake(self, delivery: Delivery, now: float) -> None:
+        """What a delivery that is to be proved waits for has come."""
+        confirming = and_(_mine(delivery), _delivery.c.state == "confirming", _delivery.c.next_attempt_at > now)
+        with self._writer.begin() as connection:
+            connection.execute(_delivery.update().where(confirming).values(next_attempt_at=now))
 
     def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
         """A destination could not take its object now; it is owed until then."""
@@ -372,7 +399,7 @@ class Jobs:
 
     def hasten(self, destination: str, now: float) -> None:
         """A destination is up again: what waits for it waits no longer."""
-        waiting = _delivery.update().where(_delivery.c.destination == destination, _delivery.c.state == "waiting")
+        waiting = _delivery.update().where(_delivery.c.destination == destination, _delivery.c.state.in_(OWED))
         with self._writer.begin() as connection:
             connection.execute(waiting.where(_delivery.c.next_attempt_at > now).values(next_attempt_at=now))
 
@@ -490,7 +517,16 @@ def _mine(delivery: Delivery) -> ColumnElement[bool]:
 
 
 def _is_due(now: float) -> ColumnElement[bool]:
-    return and_(_delivery.c.state == "waiting", _delivery.c.next_attempt_at <= now)
+    return and_(_delivery.c.state.in_(OWED), _delivery.c.next_attempt_at <= now)
+
+
+def _taken(taken: Taken) -> dict[str, str]:
+    return {
+        "form": taken.form,
+        "unanswered": "",
+        "sent_sop_instance_uid": taken.sop_instance_uid,
+        "segment_numbers": " ".join(f"{number}:{new}" for number, new in taken.segment_numbers.items()),
+    }
 
 
 def _owe(connection: Connection, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
@@ -542,7 +578,7 @@ def _settle(connection: Connection, job_id: str, now: float) -> None:
     rows = connection.execute(select(_delivery).where(_delivery.c.job_id == job_id)).all()
     failures = [f"{row.destination}: {row.last_answer}" for row in rows if row.state == "failed"]
     state: State = "delivered"
-    if any(row.state == "waiting" for row in rows):
+    if any(row.state in OWED for row in rows):
         state = "delivering"
     elif failures:
         state = "failed"

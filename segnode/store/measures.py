@@ -57,7 +57,7 @@ class Meter:
         self._add("stage_bucket", 1, stage=name, le=bucket)
 
     def attempted(self, destination: str, result: str) -> None:
-        """A delivery was attempted: delivered, deferred or refused."""
+        """A delivery was attempted: delivered, stored (and not proved yet), deferred or refused."""
         self._add("delivery_attempts", 1, destination=destination, result=result)
 
     def taken(self) -> "Counter[tuple[str, str]]":

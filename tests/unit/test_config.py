@@ -46,6 +46,8 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         (ARCHIVE + 'seg = ["binary:jpeg-ls"]', "destinations[0].seg[0]", "binary:native"),
         (ARCHIVE + 'give_up_after = "a week"', "destinations[0].give_up_after", "30d"),
         (ARCHIVE + "max_associations = 0", "destinations[0].max_associations", ">= 1"),
+        (ARCHIVE + 'confirm = "commitment"', "destinations[0].confirm", "status, read-back"),
+        (ARCHIVE + 'confirm = "yes"', "destinations[0].confirm", "status, commitment, read-back"),
         (ARCHIVE + "seg = []", "destinations[0].seg", ">= 1"),
         (ARCHIVE + ARCHIVE, "destinations[1]", "once"),
         ('[[destinations]]\nname = "a"\nto = "ftp://x"', "destinations[0].to", "AETITLE@host:port"),

@@ -166,9 +166,11 @@ def test_segmentations_have_a_retention_of_their_own(node: Node) -> None:
     assert (node.has(image), node.has(seg)) == (True, False)
 
 
-@pytest.mark.parametrize("state", ["undecided", "waiting", "kept here", "one owed", "failed", "late image", "cancelled"])
+@pytest.mark.parametrize(
+    "state", ["undecided", "waiting", "kept here", "one owed", "one unproved", "failed", "late image", "cancelled"]
+)
 def test_what_is_not_delivered_is_never_deleted(node: Node, state: str) -> None:
-    """Without a job, with one that goes on, failed, was cancelled, went nowhere, or is of fewer images: everything stays."""
+    """Everything stays without a job, with one that goes on, failed, was cancelled, went nowhere, or is of fewer images."""
     keys = [node.receive("1.1"), node.receive("1.9", series="1.8", origin="made")]
     if state != "undecided":
         job_id = node.decide("1.1")
@@ -177,6 +179,9 @@ def test_what_is_not_delivered_is_never_deleted(node: Node, state: str) -> None:
         if state == "one owed":
             node.jobs.owe(job_id, "1.9", ["archive", "other"], node.now)
             node.jobs.delivered(node.jobs.delivery(job_id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
+        if state == "one unproved":
+            node.jobs.owe(job_id, "1.9", ["archive"], node.now)
+            node.jobs.stored(node.jobs.delivery(job_id, "archive"), Taken("labelmap:rle", "1.9"), "stored", node.now)
         if state == "failed":
             node.jobs.fail(job_id, "why", node.now)
         if state == "cancelled":

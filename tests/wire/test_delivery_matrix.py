@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
 )
@@ -61,9 +62,13 @@ class Archive:
     asked: list[str] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     cuts_off: int = 0
+    loses: int = 0
 
     def keep(self, dataset: Dataset) -> None:
-        """Keep an object."""
+        """Keep an object, unless it gets lost."""
+        if self.loses:
+            self.loses -= 1
+            return
         file = BytesIO()
         dataset.save_as(file, enforce_file_format=True)
         self.kept[dataset.SOPInstanceUID] = file.getvalue()
@@ -120,7 +125,11 @@ def reject_who_asks(event: evt.Event) -> None:
 
 @contextmanager
 def scp(
-    archive: Archive, *contexts: tuple[str, Sequence[UID]], asks: bool = True, asking: Callable[[evt.Event], None] | None = None
+    archive: Archive,
+    *contexts: tuple[str, Sequence[UID]],
+    asks: bool = True,
+    asking: Callable[[evt.Event], None] | None = None,
+    commits: Callable[[evt.Event], object] | None = None,
 ) -> Iterator[str]:
     """A Storage SCP, its address: it answers as the archive does, and can be asked for what it holds if it `asks`."""
     ae = AE("SINK")
@@ -130,6 +139,8 @@ def scp(
     if asks:
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    if commits:
+        ae.add_supported_context(StorageCommitmentPushModel)
     set_switches()
     handlers = [
         (evt.EVT_C_STORE, archive.on_store),
@@ -137,6 +148,7 @@ def scp(
         (evt.EVT_C_GET, archive.on_get),
         (evt.EVT_PDU_RECV, archive.on_pdu),
         *([(evt.EVT_REQUESTED, asking)] if asking else []),
+        *([(evt.EVT_N_ACTION, commits)] if commits else []),
     ]
     server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=handlers)
     try:

@@ -1,0 +1,72 @@
+"""Storage commitment for peers: what this node stands by, and telling those who asked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from segnode.errors import DeliveryFailed
+from segnode.pipeline.back_off import wait_after
+from segnode.pipeline.ports import Committer
+from segnode.store.commitments import Commitments, Reference, Report, Request
+from segnode.store.index import Index
+from segnode.store.objects import ObjectStore
+
+_log = structlog.get_logger()
+
+# FailureReason (PS3.4 J.3.3): what is asked for is not held, or of another class; or the transaction UID was used before.
+NO_SUCH_INSTANCE: Final = 0x0112
+CLASS_INSTANCE_CONFLICT: Final = 0x0119
+DUPLICATE_TRANSACTION: Final = 0x0131
+_GIVEN_UP_AFTER_S: Final = 86400.0
+
+
+def judge(request: Request, index: Index, objects: ObjectStore) -> Report:
+    """What this node stands by of a request: its row is committed and its file is there."""
+    committed: list[Reference] = []
+    failed: dict[Reference, int] = {}
+    for reference in request.referenced:
+        held = index.find(reference.sop_instance_uid)
+        if request.is_duplicate:
+            failed[reference] = DUPLICATE_TRANSACTION
+        elif held is None or not objects.path(held.object_key).is_file():
+            failed[reference] = NO_SUCH_INSTANCE
+        elif held.sop_class_uid != reference.sop_class_uid:
+            failed[reference] = CLASS_INSTANCE_CONFLICT
+        else:
+            committed.append(reference)
+    return Report(request.transaction_uid, committed, failed)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Sends the reports that could not be sent where they were asked for; `committers` are the known peers by AE title."""
+
+    commitments: Commitments
+    index: Index
+    objects: ObjectStore
+    committers: Mapping[str, Committer]
+    clock: Callable[[], float]
+
+    def report_all(self) -> None:
+        """Send every report whose time has come: again with back-off, for a day."""
+        for request in self.commitments.unreported(self.clock()):
+            peer = self.committers.get(request.peer)
+            if peer is None:
+                self._defer(request, "no destination has its AE title: add it to [[destinations]]")
+                continue
+            try:
+                peer.report(judge(request, self.index, self.objects))
+            except DeliveryFailed as reason:
+                self._defer(request, str(reason))
+            else:
+                self.commitments.settle_request(request.id)
+
+    def _defer(self, request: Request, reason: str) -> None:
+        _log.warning("a report of storage commitment cannot be sent", peer=request.peer, reason=reason)
+        now = self.clock()
+        if now - request.requested_at > _GIVEN_UP_AFTER_S:
+            self.commitments.settle_request(request.id)
+        else:
+            self.commitments.defer_report(request.id, now + wait_after(request.attempts), request.attempts + 1)
