@@ -25,7 +25,7 @@ from segnode.seg.segments import LabelDictionary, Segment
 from segnode.seg.write import Algorithm, Identity, write_labelmap
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Delivery, Jobs
+from segnode.store.jobs import Attempt, Decision, Delivery, Jobs
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -117,11 +117,12 @@ class Outbox:
         self.jobs.decide(Decision(job, "1.3", "content", "rule", "m", "1"), self.now)
         self.jobs.owe(job, RESULT, names, self.now)
 
-    def attempt(self) -> list[Delivery]:
+    def attempt(self) -> list[Attempt]:
         """Attempt once what is chosen now; what was."""
         chosen = self.dispatch.due(self.now)
-        for delivery in chosen:
-            self.deliverer.attempt(delivery)
+        for attempt in chosen:
+            for delivery in self.jobs.attempted(attempt):
+                self.deliverer.attempt(delivery)
         return chosen
 
     def delivery(self, name: str = "archive", job: str = "j") -> Delivery:

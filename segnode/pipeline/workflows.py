@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Final, ParamSpec, TypeVar
 
@@ -22,13 +22,13 @@ from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.rules import Rule, rule_of
-from segnode.store.jobs import Delivery, Job, Jobs
+from segnode.store.jobs import Attempt, Job, Jobs
 from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
 
 # Raise it when the steps of a workflow change: work of the old version is then started anew from its rows.
-WORKFLOW_VERSION: Final = "2"
+WORKFLOW_VERSION: Final = "3"
 
 _MAKE_QUEUE: Final = "make"
 _DELIVER_QUEUE: Final = "deliver"
@@ -65,19 +65,19 @@ class Stages:
         """Make the SEG of a job; False when the job has ended with that. Raises OutOfResources."""
         return self._stage("encode", job_id, self.encoder.encode)
 
-    def deliver(self, job_id: str, destination: str, attempt: int) -> None:
-        """Attempt a delivery, unless that attempt is over. Raises OutOfResources."""
-        delivery = self.jobs.delivery(job_id, destination)
-        if delivery.state != "waiting" or delivery.attempts != attempt:
+    def deliver(self, attempt: Attempt) -> None:
+        """Make the deliveries of an attempt that it has not made yet. Raises OutOfResources."""
+        deliveries = self.jobs.attempted(attempt)
+        if not deliveries:
             return
-        with bound_contextvars(job=job_id, destination=destination):
+        with bound_contextvars(job=attempt.job_id, destination=attempt.destination):
             try:
-                self.deliverer.attempt(delivery)
+                self.deliverer.attempt(deliveries[0])
             except OutOfResources:
                 raise
             except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
                 _log.exception("delivery broke")
-                self.jobs.given_up(delivery, _unforeseen(error), self.clock())
+                self.jobs.given_up(deliveries[0], _unforeseen(error), self.clock())
 
     def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)
@@ -132,8 +132,8 @@ class Workflows:
             return self.stages.encode(job_id)
 
         @_step("attempt")
-        def attempt(job_id: str, destination: str, number: int) -> None:
-            self.stages.deliver(job_id, destination, number)
+        def attempt(job_id: str, destination: str, due_at: float) -> None:
+            self.stages.deliver(Attempt(job_id, destination, due_at))
 
         @DBOS.workflow(name="make")
         def make(job_id: str) -> None:
@@ -143,9 +143,9 @@ class Workflows:
                     encode(job_id)
 
         @DBOS.workflow(name="deliver")
-        def deliver(job_id: str, destination: str, number: int) -> None:
+        def deliver(job_id: str, destination: str, due_at: float) -> None:
             with self._at_work():
-                attempt(job_id, destination, number)
+                attempt(job_id, destination, due_at)
 
         self._make, self._deliver = make, deliver
         self._asked: frozenset[str] = frozenset()
@@ -156,10 +156,10 @@ class Workflows:
         DBOS.register_queue(_MAKE_QUEUE, worker_concurrency=_TAKEN_AT_ONCE, polling_interval_sec=poll_s)
         DBOS.register_queue(_DELIVER_QUEUE, worker_concurrency=_DELIVERED_AT_ONCE, polling_interval_sec=poll_s)
 
-    def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
-        """Have the SEGs of these jobs made and these deliveries attempted; what was asked for before is the same workflow."""
-        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in attempts}
-        deliver = {_workflow_id("deliver", *key): key for key in map(_attempt_key, deliveries)}
+    def run(self, unfinished: Iterable[tuple[str, int]], attempts: Iterable[Attempt]) -> None:
+        """Have the SEGs of these jobs made and these attempts at deliveries; what was asked for before is the same workflow."""
+        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in unfinished}
+        deliver = {_workflow_id("deliver", *key): key for key in map(astuple, attempts)}
         for workflow_id in make.keys() - self._asked:
             with SetWorkflowID(workflow_id):
                 DBOS.enqueue_workflow(_MAKE_QUEUE, self._make, *make[workflow_id])
@@ -214,11 +214,7 @@ def _step(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return DBOS.step(name=name, retries_allowed=True, max_attempts=_ATTEMPTS, interval_seconds=_REPEAT_S, backoff_rate=1.0)
 
 
-def _attempt_key(delivery: Delivery) -> tuple[str, str, int]:
-    return delivery.job_id, delivery.destination, delivery.attempts
-
-
-def _workflow_id(*parts: str | int) -> str:
+def _workflow_id(*parts: str | float) -> str:
     return ":".join(map(str, (*parts, WORKFLOW_VERSION)))
 
 
