@@ -270,6 +270,7 @@ class _Worker:
         from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.find import Finder
+        from segnode.pipeline.forwarder import Forwarder
         from segnode.pipeline.infer import Inferrer
         from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.reject import Rejecter
@@ -290,7 +291,8 @@ class _Worker:
             store.objects, store.index, store.jobs, store.standings, archives, configs, receiver.meter, time.time
         )
         dispatch = Dispatch(store.jobs, store.standings, configs)
-        stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
+        forwarder = Forwarder(deliverer, config.node.ae_title)
+        stages = Stages(inferrer, encoder, deliverer, forwarder, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
         finder = Finder(catalogues(config), store.index, time.time)

@@ -1,12 +1,13 @@
 """The STOW-RS client: sends SEGs to other people's archives."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import chain
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Final
 from uuid import uuid4
@@ -17,7 +18,7 @@ from segnode.config import FormName
 from segnode.dicom.header import read_header
 from segnode.dicom.status import meaning_of, require_stored
 from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused
-from segnode.pipeline.ports import Encoded
+from segnode.pipeline.ports import Encoded, Identified
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
 _INSTANCE_UID, _REASON, _WARNING = "00081155", "00081197", "00081196"
@@ -60,7 +61,7 @@ class StowDestination:
     def send_as_is(self, part10: bytes) -> str:
         """Post the object; see the port Destination."""
         try:
-            return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+            return self.post(part10)
         except AlreadyThere as there:
             return str(there)
         except FormRefused as refusal:
@@ -80,7 +81,16 @@ class StowDestination:
         response = self._request("POST", "/studies", headers, body)
         return stored_answer(response, sop_instance_uid)
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    @contextmanager
+    def passage(self, _kinds: Collection[tuple[str, str]]) -> Iterator["StowPassage"]:
+        """As reach; see the port Destination."""
+        yield StowPassage(self)
+
+    def post(self, part10: bytes) -> str:
+        """Post an object; what was answered. Raises what the port Passage does."""
+        return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+
+    def held(self, encoded: Identified) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
 
         Of an archive that answers no searches it is held where it should be, or nowhere.
@@ -117,6 +127,21 @@ class StowDestination:
         if method == "GET" and _is_passing(response.status_code):
             raise DeliveryDeferred(f"{self.root} does not say what it holds: HTTP {response.status_code}")
         return response
+
+
+@dataclass(frozen=True)
+class StowPassage:
+    """An archive that objects are forwarded to."""
+
+    destination: StowDestination
+
+    def accepts(self, _sop_class_uid: str, _transfer_syntax_uid: str) -> bool:
+        """What it takes shows when it is sent."""
+        return True
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send by STOW-RS; see the port Passage."""
+        return self.destination.post(part10 if isinstance(part10, bytes) else part10.read_bytes())
 
 
 @cache

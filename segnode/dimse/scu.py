@@ -1,6 +1,6 @@
 """The Storage SCU: sends files to an application entity, SEGs in the forms that it accepts, and asks for what it holds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from segnode.config import DimseAddress, FormName
 from segnode.dicom.header import read_header
 from segnode.dicom.status import SUCCESS, meaning_of, require_stored
+from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.switches import set_switches
 from segnode.errors import (
@@ -34,7 +35,7 @@ from segnode.errors import (
     NotLetIn,
     Refusal,
 )
-from segnode.pipeline.ports import Encoded
+from segnode.pipeline.ports import Encoded, Identified
 from segnode.seg.forms import FORMS
 
 _FIND: Final = StudyRootQueryRetrieveInformationModelFind
@@ -67,13 +68,20 @@ class DimseDestination:
         with associate(self.address, self.calling_ae, wanted) as association:
             yield StoreDoor(association)
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    @contextmanager
+    def passage(self, kinds: Collection[tuple[str, str]]) -> Iterator["DimsePassage"]:
+        """Offer every kind in one association; see the port Destination."""
+        with associate(self.address, self.calling_ae, set(kinds)) as association:
+            yield DimsePassage(association)
+
+    def held(self, encoded: Identified) -> bytes | None:
         """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
 
         An archive that knows no C-FIND but C-GET holds what that gives.
         """
         sop_class = encoded.sop_class_uid
-        syntaxes = {str(form.transfer_syntax_uid) for form in FORMS.values() if form.sop_class_uid == sop_class}
+        of_forms = {str(form.transfer_syntax_uid) for form in FORMS.values() if form.sop_class_uid == sop_class}
+        syntaxes = of_forms or set(STORED_TRANSFER_SYNTAXES)
         kinds = {(str(_FIND), str(ImplicitVRLittleEndian)), (str(_GET), str(ImplicitVRLittleEndian))}
         kinds |= {(sop_class, syntax) for syntax in syntaxes}
         received: list[bytes] = []
@@ -135,6 +143,25 @@ class StoreDoor:
     def store(self, encoded: Encoded) -> str:
         """Send by C-STORE; see the port Door."""
         return _store(self.association, encoded.part10)
+
+
+@dataclass(frozen=True)
+class DimsePassage:
+    """An association that objects are forwarded in."""
+
+    association: Association
+
+    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether the class was accepted with the transfer syntax."""
+        accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in self.association.accepted_contexts}
+        return (sop_class_uid, transfer_syntax_uid) in accepted
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send by C-STORE; see the port Passage."""
+        try:
+            return _store(self.association, part10)
+        except (AttributeError, ValueError) as error:  # pynetdicom's, for file meta information without what it needs
+            raise FormRefused(f"cannot be sent as it is: {error}") from error
 
 
 def send_files(files: Sequence[Path], address: DimseAddress, calling_ae: str) -> Iterator[tuple[Path, str]]:
@@ -245,7 +272,7 @@ def _rejection(association: Association) -> str:
     return answer.reason_str if answer is not None else "no reason given"
 
 
-def _find(association: Association, encoded: Encoded, where: str) -> bool:
+def _find(association: Association, encoded: Identified, where: str) -> bool:
     """Whether the archive lists an object of that UID. Raises CannotAsk, DeliveryDeferred."""
     found = False
     for status, match in association.send_c_find(_identifier(encoded), _FIND):
@@ -260,7 +287,7 @@ def _find(association: Association, encoded: Encoded, where: str) -> bool:
     return found
 
 
-def _get(association: Association, encoded: Encoded, where: str) -> int:
+def _get(association: Association, encoded: Identified, where: str) -> int:
     """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
     code = SUCCESS
     for status, _ in association.send_c_get(_identifier(encoded), _GET):
@@ -271,7 +298,7 @@ def _get(association: Association, encoded: Encoded, where: str) -> int:
     return code
 
 
-def _identifier(encoded: Encoded) -> Dataset:
+def _identifier(encoded: Identified) -> Dataset:
     """The unique keys of an object (PS3.4 C.6.2.1)."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "IMAGE"

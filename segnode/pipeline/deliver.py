@@ -10,7 +10,16 @@ import structlog
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
-from segnode.errors import CannotConvert, DeliveryDeferred, DeliveryRefused, FormRefused, NotAVolume, UnreadablePixels
+from segnode.errors import (
+    CannotConvert,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    NotASegmentation,
+    NotAVolume,
+    OverlappingSegments,
+    UnreadablePixels,
+)
 from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.ladder import Ladder, Sent, Tried
 from segnode.pipeline.ports import Destination, Encoded
@@ -18,7 +27,7 @@ from segnode.seg.convert import Target, convert
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
 from segnode.store.index import Index, Instance
-from segnode.store.jobs import Delivery, Jobs, Taken
+from segnode.store.jobs import Attempt, Delivery, Jobs, Taken
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 from segnode.store.standings import Standing, Standings
@@ -26,18 +35,22 @@ from segnode.store.standings import Standing, Standings
 _log = structlog.get_logger()
 
 _REMEMBERED_S: Final = 86400.0
+# Of hundreds of objects in a row not each answer is news.
+_SAID_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True)
 class HeldSegmentation:
-    """A LABELMAP SEG of the object store, made into what is asked for on demand; `decided_at` dates what is converted.
+    """A LABELMAP or BINARY SEG of the object store, made into what is asked for on demand; `decided_at` dates a conversion.
 
-    So a conversion is the same object whenever it is made, and is kept nowhere.
+    So a conversion is the same object whenever it is made, and is kept nowhere; one of an object that came in names the
+    node (`station_name`), which knows it again when an archive sends it back.
     """
 
     objects: ObjectStore
     held: Instance
     decided_at: float
+    station_name: str = ""
 
     def in_form(self, form: FormName) -> Encoded:
         """The object of that form: re-encoded, or converted. Raises FormRefused."""
@@ -49,8 +62,8 @@ class HeldSegmentation:
                     form, held.sop_class_uid, held.sop_instance_uid, held.series_instance_uid, held.study_instance_uid, part10
                 )
             now = datetime.fromtimestamp(self.decided_at, UTC)
-            (made,) = convert(self._stored, Target(wanted.type, wanted.codec), now)
-        except (CannotConvert, NotAVolume, UnreadablePixels) as error:
+            (made,) = convert(self._stored, Target(wanted.type, wanted.codec, station_name=self.station_name), now)
+        except (CannotConvert, NotASegmentation, NotAVolume, OverlappingSegments, UnreadablePixels) as error:
             raise FormRefused(f"cannot be made: {error}") from error
         uids = made.sop_instance_uid, made.series_instance_uid, held.study_instance_uid
         return Encoded(form, str(wanted.sop_class_uid), *uids, made.part10, made.numbers)
@@ -80,20 +93,18 @@ class Deliverer:
         destination = self.destinations.get(name)
         if held is None or destination is None:
             missing = "the object" if held is None else "the destination"
-            self._give_up(delivery, f"{missing} is no longer there")
+            self.give_up(delivery, f"{missing} is no longer there")
             return
         try:
             if held.sop_class_uid == KeyObjectSelectionDocumentStorage:
                 self._send_as_is(delivery, destination, held)
             else:
-                self._send(delivery, destination, held)
+                decided_at = self.jobs.job(delivery.job_id).created_at
+                self.send(delivery, destination, HeldSegmentation(self.objects, held, decided_at))
         except DeliveryRefused as refusal:
-            self.standings.answered(name, str(refusal), self.clock())
-            self.jobs.refused(delivery, str(refusal), self.clock())
-            self._say(delivery, "refused")
+            self.refused(delivery, refusal)
         except DeliveryDeferred as deferral:
-            self.standings.failed(name, str(deferral), self.clock())
-            self._defer(delivery, str(deferral))
+            self.deferred(delivery, deferral)
 
     def _send_as_is(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         answer = destination.send_as_is(self.objects.path(held.object_key).read_bytes())
@@ -101,13 +112,12 @@ class Deliverer:
         self.jobs.delivered(delivery, Taken("", held.sop_instance_uid), answer, self.clock())
         self._say(delivery, "delivered", sent=held.sop_instance_uid)
 
-    def _send(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
+    def send(self, delivery: Delivery, destination: Destination, segmentation: HeldSegmentation) -> None:
         """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred."""
         name = delivery.destination
         standing = self.standings.of(name)
         remembered = self._remembered(standing)
         tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
-        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
         ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
         sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
         self._delivered(delivery, sent, standing, remembered)
@@ -117,11 +127,29 @@ class Deliverer:
         self.standings.answered(name, sent.answer, now)
         if not sent.was_there and encoded.form != remembered:
             self.standings.learn(name, encoded.form, _asked(self.configs[name]), now)
-        self.jobs.delivered(delivery, Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers), sent.answer, now)
         if standing.is_down:
             self.jobs.hasten(name, now)
-        said = {"form": encoded.form, "sent": encoded.sop_instance_uid, "segment_numbers": dict(encoded.numbers)}
+        self.delivered(delivery, Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers), sent.answer)
+
+    def delivered(self, delivery: Delivery, taken: Taken, answer: str) -> None:
+        """The destination has taken an object."""
+        self.jobs.delivered(delivery, taken, answer, self.clock())
+        said = {"form": taken.form, "sent": taken.sop_instance_uid, "segment_numbers": dict(taken.segment_numbers)}
         self._say(delivery, "delivered", **said)
+
+    def answered(self, name: str, answer: str) -> None:
+        """A destination takes objects: where that is news, what waits for it waits no longer."""
+        standing = self.standings.of(name)
+        if standing.failures or self.clock() - standing.answered_at >= _SAID_AGAIN_S:
+            self.standings.answered(name, answer, self.clock())
+        if standing.is_down:
+            self.jobs.hasten(name, self.clock())
+
+    def refused(self, delivery: Delivery, refusal: DeliveryRefused) -> None:
+        """The destination will not take an object."""
+        self.standings.answered(delivery.destination, str(refusal), self.clock())
+        self.jobs.refused(delivery, str(refusal), self.clock())
+        self._say(delivery, "refused")
 
     def _remembered(self, standing: Standing) -> FormName | None:
         """What the destination took last, while that may be relied on: for a day, of the same forms at the same address."""
@@ -130,7 +158,8 @@ class Deliverer:
             return None
         return next((form for form in config.seg if form == standing.form), None)
 
-    def _give_up(self, delivery: Delivery, reason: str) -> None:
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """Send an object no more."""
         self.jobs.given_up(delivery, reason, self.clock())
         self._say(delivery, "refused")
 
@@ -138,11 +167,17 @@ class Deliverer:
         self.meter.attempted(delivery.destination, result)
         _log.info("delivery attempted", result=result, **details)
 
-    def _defer(self, delivery: Delivery, answer: str) -> None:
-        """Owe it for longer: exponential back-off with jitter, given up when the destination's time is over."""
-        now, config = self.clock(), self.configs[delivery.destination]
+    def deferred(self, delivery: Delivery, deferral: DeliveryDeferred) -> None:
+        """Owe an object for longer, and all that its job owes there.
+
+        Exponential back-off with jitter, given up when the destination's time is over.
+        """
+        name, answer = delivery.destination, str(deferral)
+        now, config = self.clock(), self.configs[name]
+        self.standings.failed(name, answer, now)
         if now - delivery.created_at > config.give_up_after_s:
-            self._give_up(delivery, f"given up after {config.give_up_after}; last answer: {answer}")
+            for each in self.jobs.attempted(Attempt(delivery.job_id, name, delivery.next_attempt_at)):
+                self.give_up(each, f"given up after {config.give_up_after}; last answer: {answer}")
             return
         self.jobs.deferred(delivery, answer, now + wait_after(delivery.attempts), now)
         self._say(delivery, "deferred")

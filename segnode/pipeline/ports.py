@@ -1,8 +1,9 @@
 """What the pipeline asks of the outside: models, destinations, and what peers have of a series."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,30 @@ class Model(Protocol):
 
     def __call__(self, volume: Volume) -> Result:
         """Segment a volume. Whatever it raises is the job's failure; the same volume may be given again after a crash."""
+        ...
+
+
+class Identified(Protocol):
+    """An object that an archive may hold, by its identity."""
+
+    @property
+    def sop_class_uid(self) -> str:
+        """SOPClassUID."""
+        ...
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOPInstanceUID."""
+        ...
+
+    @property
+    def series_instance_uid(self) -> str:
+        """SeriesInstanceUID."""
+        ...
+
+    @property
+    def study_instance_uid(self) -> str:
+        """StudyInstanceUID."""
         ...
 
 
@@ -67,8 +92,20 @@ class Door(Protocol):
         ...
 
 
+class Passage(Protocol):
+    """The way into an archive for objects that are forwarded, while it is open."""
+
+    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether the archive lets objects of that class be sent in that transfer syntax."""
+        ...
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send an object as it is in a file; returns and raises what Door does, FormRefused for this transfer syntax only."""
+        ...
+
+
 class Destination(Protocol):
-    """An archive that segmentations are sent to."""
+    """An archive that objects are sent to."""
 
     @property
     def where(self) -> str:
@@ -79,7 +116,14 @@ class Destination(Protocol):
         """Open the way for objects of these forms. Raises DeliveryDeferred when the archive cannot be reached."""
         ...
 
-    def held(self, encoded: Encoded) -> bytes | None:
+    def passage(self, kinds: Collection[tuple[str, str]]) -> AbstractContextManager[Passage]:
+        """Open the way for objects of these SOP classes in these transfer syntaxes, at most 128 pairs.
+
+        Raises DeliveryDeferred when the archive cannot be reached.
+        """
+        ...
+
+    def held(self, encoded: Identified) -> bytes | None:
         """The object of that UID as the archive holds it, a Part 10 file; None when it says that it holds none.
 
         Raises CannotAsk when it does not say, CannotReadBack when it holds it and does not give it out; DeliveryDeferred

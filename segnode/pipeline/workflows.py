@@ -6,7 +6,7 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
@@ -20,9 +20,10 @@ from segnode.errors import JobEnded, OutOfResources, SegnodeError
 from segnode.pipeline.assemble import Superseded
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
+from segnode.pipeline.forwarder import Forwarder
 from segnode.pipeline.infer import Inferrer
-from segnode.pipeline.rules import Rule, rule_of
-from segnode.store.jobs import Attempt, Job, Jobs
+from segnode.pipeline.rules import Rule, forward_rule_of, rule_of
+from segnode.store.jobs import Attempt, Delivery, Job, Jobs
 from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
@@ -53,6 +54,7 @@ class Stages:
     inferrer: Inferrer
     encoder: Encoder
     deliverer: Deliverer
+    forwarder: Forwarder
     jobs: Jobs
     meter: Meter
     clock: Callable[[], float]
@@ -67,17 +69,25 @@ class Stages:
 
     def deliver(self, attempt: Attempt) -> None:
         """Make the deliveries of an attempt that it has not made yet. Raises OutOfResources."""
-        deliveries = self.jobs.attempted(attempt)
-        if not deliveries:
-            return
         with bound_contextvars(job=attempt.job_id, destination=attempt.destination):
-            try:
-                self.deliverer.attempt(deliveries[0])
-            except OutOfResources:
-                raise
-            except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
-                _log.exception("delivery broke")
-                self.jobs.given_up(deliveries[0], _unforeseen(error), self.clock())
+            while deliveries := self.jobs.attempted(attempt):
+                try:
+                    self._attempt(deliveries)
+                except OutOfResources:
+                    raise
+                except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
+                    _log.exception("delivery broke")
+                    for broken in self.jobs.attempted(attempt)[:1]:
+                        self.jobs.given_up(broken, _unforeseen(error), self.clock())
+                else:
+                    return
+
+    def _attempt(self, deliveries: Sequence[Delivery]) -> None:
+        job = self.jobs.job(deliveries[0].job_id)
+        if job.only_forwards:
+            self.forwarder.attempt(deliveries, forward_rule_of(self.jobs.rule(job.rule_digest)))
+        else:
+            self.deliverer.attempt(deliveries[0])
 
     def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)

@@ -267,6 +267,14 @@ class Jobs:
         with self._writer.begin() as connection:
             connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
 
+    def add_note(self, job_id: str, note: str) -> None:
+        """Something more that a person should know of a job; once."""
+        with self._writer.begin() as connection:
+            noted = connection.execute(select(_job.c.note).where(_job.c.id == job_id)).scalar_one()
+            if note not in noted.split("; "):
+                joined = "; ".join(filter(None, (noted, note)))
+                connection.execute(_job.update().where(_job.c.id == job_id).values(note=joined))
+
     def owe(self, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
         """The result of a job exists and is owed to these destinations; to none means that the job is done.
 
@@ -541,7 +549,8 @@ class Jobs:
         if row["model"]:
             deliveries = self._deliveries(mine)
         else:
-            trouble = and_(mine, _delivery.c.state != "delivered")
+            as_it_was = _delivery.c.sent_sop_instance_uid == _delivery.c.sop_instance_uid
+            trouble = and_(mine, ~and_(_delivery.c.state == "delivered", as_it_was))
             failed_first = (_delivery.c.state != "failed", _delivery.c.attempts.desc())
             deliveries = self._deliveries(trouble, _NAMED, *failed_first)
         entered = tuple((t.state, t.at) for t in transitions)
