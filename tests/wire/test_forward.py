@@ -1,6 +1,9 @@
 """Rules without a model: what comes in is sent on, over real connections, and arrives once and as it was."""
 
 import io
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,10 +36,11 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelGet,
 )
 
-from segnode.config import Config, parse_config
+from segnode.config import Config, parse_config, parse_dimse_address
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
+from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
-from segnode.node import destinations
+from segnode.node import destinations, open_jobs
 from segnode.pipeline.assemble import image_values
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.dispatch import Dispatch
@@ -54,9 +59,18 @@ from segnode.store.objects import ObjectStore
 from segnode.store.standings import Standings
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
-from segnode.testing.servers import Server, free_port
+from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode
 from tests.outbox import RESULT, require_truth, segmentation, truth
-from tests.wire.test_delivery_matrix import empty_archive, held_by, real_archive, storescp  # noqa: F401  two are fixtures
+from tests.wire.test_delivery_matrix import (  # noqa: F401  two are fixtures
+    Archive,
+    Response,
+    empty_archive,
+    held_by,
+    real_archive,
+    storescp,
+    stow,
+)
+from tests.wire.test_kills import await_starts, kill_role
 
 LABELMAP = str(LABEL_MAP_SEGMENTATION_STORAGE)
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -501,3 +515,105 @@ def test_what_the_node_made_is_not_forwarded(tmp_path: Path) -> None:
     own.save_as(file)
     router.receive(file.getvalue())
     assert router.sweep() == []
+
+
+def node_tables(to: str) -> str:
+    """TOML of a node with one rule, which forwards SEGs in other forms and all else as it came."""
+    return RULES.format(to=to, keys='seg = ["labelmap:native"]', more="reencode = true").replace("quiet = 0", "quiet = 0.5")
+
+
+def put(node: Server, folder: Path, *part10s: bytes) -> None:
+    """Send objects to a node."""
+    folder.mkdir(exist_ok=True)
+    for number, part10 in enumerate(part10s):
+        (folder / f"{number}.dcm").write_bytes(part10)
+    list(send_files(sorted(folder.iterdir()), parse_dimse_address(node.dimse, ""), "TEST"))
+
+
+def test_worker_killed_while_it_forwards(tmp_path: Path) -> None:
+    """Killed when the archive has stored an image and not said so yet: all arrive, and none that was acknowledged again."""
+    sink, stored, killed = Sink(), threading.Event(), threading.Event()
+
+    def trouble(event: evt.Event) -> None:
+        sink.kept[event.request.AffectedSOPInstanceUID] = event.encoded_dataset()
+        if len(sink.received) == 20:
+            stored.set()
+            killed.wait(60)
+
+    sink.trouble = trouble
+    with serving(sink) as address, segnode(tmp_path / "node", node_tables(address)) as node:
+        put(node, tmp_path / "ct", *native(*many(40)))
+        assert stored.wait(60)
+        in_doubt = sink.received[-1]
+        await_starts(node, kill_role(node, "worker"))
+        (before,) = open_jobs(node_config(node)).all()
+        assert dict(before.counts) == {("archive", "delivered"): 19, ("archive", "waiting"): 21}
+        killed.set()
+        (job,) = await_jobs(node_config(node))
+    assert (job.state, dict(job.counts)) == ("delivered", {("archive", "delivered"): 40})
+    assert Counter(sink.received) == {**dict.fromkeys(many(40), 1), in_doubt: 2}
+    assert sink.associations == 2
+
+
+def test_two_rules_on_one_series_and_what_comes_back(tmp_path: Path, phantom: Phantom) -> None:
+    """One rule has the model's SEG sent, one forwards the images; the SEG starts nothing when the archive sends it back."""
+    model = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nsend_to = ["archive"]\nquiet = 0.5\n'
+    with serving(sink := Sink()) as address, segnode(tmp_path / "node", node_tables(address) + model) as node:
+        put(node, tmp_path / "ct", *(file.read_bytes() for file in sorted(phantom.folder.iterdir())))
+        forwarded, made = sorted(await_jobs(node_config(node), 2), key=lambda job: job.model)
+        assert (forwarded.only_forwards, forwarded.state, made.state) == (True, "delivered", "delivered")
+        assert len(sink.kept) == len(list(phantom.folder.iterdir())) + 1
+        assert sink.kept.keys() > {made.sop_instance_uid}
+        whole = [sys.executable, "-m", "segnode", "jobs", "--config", str(node.log.parent / "segnode.toml"), "show"]
+        said = subprocess.run([*whole, forwarded.id], check=True, capture_output=True, text=True).stdout
+        assert f"to archive: {len(sink.kept) - 1} object(s): {len(sink.kept) - 1} delivered\n" in said
+        (described,) = httpx.get(f"http://127.0.0.1:{node.http_port}/api/jobs/{forwarded.id}").json()["counts"]
+        assert described == {"destination": "archive", "waiting": 0, "delivered": 24, "failed": 0, "cancelled": 0}
+        foreign = dcmread(BytesIO(sink.kept[made.sop_instance_uid]))
+        foreign.SOPInstanceUID = foreign.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+        foreign.SeriesInstanceUID = "1.2.3.4"
+        file = BytesIO()
+        foreign.save_as(file)
+        # One that the node does not hold any more comes back, and then an image of another series as a mark of time.
+        put(node, tmp_path / "back", sink.kept[made.sop_instance_uid], file.getvalue(), *native("1.3.1.9"))
+        jobs = await_jobs(node_config(node), 4)
+        series = {job.series_instance_uid for job in jobs} - {forwarded.series_instance_uid}
+    assert (len(jobs), series) == (4, {"1.3.1"})
+
+
+def test_orthanc_gets_images_by_stow(tmp_path: Path, phantom: Phantom, empty_archive: Server) -> None:  # noqa: F811
+    """Every image is there once, in the transfer syntax that it came in."""
+    router = Router(tmp_path, empty_archive.dicomweb)
+    router.receive(*native("1.3.1.1", "1.3.1.2"), compressed(phantom, RLELossless))
+    router.sweep()
+    router.attempt()
+    assert [job.state for job in router.jobs.all()] == ["delivered"] * 2
+    syntaxes = [image.file_meta.TransferSyntaxUID for image in held_by(empty_archive)]
+    assert sorted(syntaxes) == [ExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless]
+
+
+@pytest.mark.parametrize("refusal", [Response(415), Response(409, 0x0122), Response(200, 0xC122)])
+def test_stow_server_that_refuses_a_syntax_gets_native(tmp_path: Path, phantom: Phantom, refusal: Response) -> None:
+    """It says what it takes only when it is sent: then the same image goes natively."""
+    archive = Archive()
+    with stow(archive, [refusal]) as root:
+        job = Router(tmp_path, root).go(compressed(phantom, JPEGLSLossless))
+    assert job.state == "delivered"
+    assert [syntax.split()[1] for syntax in archive.received] == [JPEGLSLossless, ExplicitVRLittleEndian]
+    (arrived,) = (dcmread(BytesIO(part10)) for part10 in archive.kept.values())
+    np.testing.assert_array_equal(arrived.pixel_array, dcmread(phantom.folder / "0005.dcm").pixel_array)
+
+
+def test_stow_server_in_trouble_gets_the_rest_later(tmp_path: Path) -> None:
+    """503 at the second of three: none is sent until it is time again, and none twice."""
+    archive = Archive()
+    with stow(archive, [Response(200, keeps=True), Response(503)]) as root:
+        router = Router(tmp_path, root)
+        assert router.go(*native(*many(3))).state == "delivering"
+        assert len(archive.received) == 2
+        router.attempt()
+        assert len(archive.received) == 2
+        router.now += 3600
+        router.attempt()
+    assert [job.state for job in router.jobs.all()] == ["delivered"]
+    assert (len(archive.received), sorted(archive.kept)) == (4, many(3))
