@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
-from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segnode.dicom.header import read_header
@@ -21,6 +20,7 @@ from segnode.errors import (
     Refusal,
     UnreadablePixels,
 )
+from segnode.pipeline.assemble import values_in_files
 from segnode.pipeline.deliver import Deliverer, HeldSegmentation
 from segnode.pipeline.ports import Destination, Passage
 from segnode.pipeline.rules import ForwardRule
@@ -82,8 +82,7 @@ class Forwarder:
         held = owed.held
         if held.sop_class_uid not in SEGMENTATION_CLASSES:
             return False
-        path = self.deliverer.objects.path(held.object_key)
-        kind = dcmread(path, stop_before_pixels=True, specific_tags=["SegmentationType"]).get("SegmentationType")
+        (kind,) = values_in_files([self.deliverer.objects.path(held.object_key)], ["SegmentationType"])["SegmentationType"]
         if held.sop_class_uid == LABEL_MAP_SEGMENTATION_STORAGE or kind == "BINARY":
             return True
         what = f"SEG {held.sop_instance_uid} is {kind or 'of no type'}: it is sent as it came"
@@ -112,7 +111,7 @@ class Forwarder:
         try:
             with destination.passage(kinds) as passage:
                 for at in portion:
-                    if self.deliverer.jobs.state(at.delivery.job_id) == "cancelled":
+                    if self._is_stopped(at.delivery):
                         return False
                     try:
                         self._store(at, passage, destination)
@@ -130,6 +129,14 @@ class Forwarder:
             self.deliverer.deferred(at.delivery, deferral)
             return False
         return True
+
+    def _is_stopped(self, delivery: Delivery) -> bool:
+        """Whether a person has cancelled the job meanwhile, or paused the destination: then it is owed from now on."""
+        deliverer = self.deliverer
+        if deliverer.standings.of(delivery.destination).is_paused:
+            deliverer.jobs.put_off(delivery, deliverer.clock())
+            return True
+        return deliverer.jobs.state(delivery.job_id) == "cancelled"
 
     def _store(self, owed: _Owed, passage: Passage, destination: Destination) -> None:
         """Send an object as it came, or else natively. Raises DeliveryRefused, DeliveryDeferred, AlreadyThere."""

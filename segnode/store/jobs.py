@@ -408,11 +408,14 @@ class Jobs:
 
     def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
         """A destination could not take its object now; it is owed until then, and so is what else of its job waits for it."""
-        others = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
         with self._writer.begin() as connection:
-            waiting = _delivery.update().where(others, _delivery.c.state == "waiting")
-            connection.execute(waiting.values(next_attempt_at=next_attempt_at))
+            _put_off(connection, delivery, next_attempt_at)
             _record_attempt(connection, delivery, {"last_answer": answer, "next_attempt_at": next_attempt_at}, now)
+
+    def put_off(self, delivery: Delivery, until: float) -> None:
+        """What is owed of a job to a destination was not attempted, and is owed until then."""
+        with self._writer.begin() as connection:
+            _put_off(connection, delivery, until)
 
     def refused(self, delivery: Delivery, answer: str, now: float) -> None:
         """A destination will not take its object, as it says itself."""
@@ -568,6 +571,11 @@ def _mine(delivery: Delivery) -> ColumnElement[bool]:
         _delivery.c.destination == delivery.destination,
         _delivery.c.sop_instance_uid == delivery.sop_instance_uid,
     )
+
+
+def _put_off(connection: Connection, delivery: Delivery, until: float) -> None:
+    mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
+    connection.execute(_delivery.update().where(mine, _delivery.c.state == "waiting").values(next_attempt_at=until))
 
 
 def _record_attempt(connection: Connection, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:

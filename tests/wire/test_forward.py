@@ -102,22 +102,27 @@ class Router:
     forwarder: Forwarder = field(init=False)
 
     def __post_init__(self) -> None:
+        """Open the databases."""
         self.folder.mkdir(exist_ok=True)
         self.config = parse_config(RULES.format(to=self.to, keys=self.keys, more=self.more), self.folder)
         pipeline = open_database(self.folder / "pipeline.sqlite")
-        self.index, self.jobs, standings = (
-            Index(open_database(self.folder / "index.sqlite")),
-            Jobs(pipeline),
-            Standings(pipeline),
-        )
+        self.index, self.jobs = Index(open_database(self.folder / "index.sqlite")), Jobs(pipeline)
+        self.standings = Standings(pipeline)
         objects = ObjectStore(self.folder / "objects", Lease("a" * 12, "worker-1"))
         self.receiver = Receiver(objects, self.index, Meter("web"), "SEGNODE", 0, lambda: self.now)
         configs = {d.name: d for d in self.config.destinations}
         deliverer = Deliverer(
-            objects, self.index, self.jobs, standings, destinations(self.config), configs, Meter("worker"), lambda: self.now
+            objects,
+            self.index,
+            self.jobs,
+            self.standings,
+            destinations(self.config),
+            configs,
+            Meter("worker"),
+            lambda: self.now,
         )
         self.forwarder = Forwarder(deliverer, "SEGNODE")
-        self.dispatch = Dispatch(self.jobs, standings, configs)
+        self.dispatch = Dispatch(self.jobs, self.standings, configs)
         self.sweep()
 
     def receive(self, *part10s: bytes, sender: Sender | None = None) -> None:
@@ -388,6 +393,34 @@ def test_image_with_the_uid_of_another_fails(tmp_path: Path) -> None:
         sink.trouble = lambda _: 0x0111
         job = Router(tmp_path, address).go(*native("1.3.1.1"))
     assert (job.state, "holds another object" in job.error) == ("failed", True)
+
+
+@pytest.mark.parametrize("act", ["pause", "cancel"])
+def test_person_stops_it_in_the_middle(tmp_path: Path, act: str) -> None:
+    """Paused or cancelled while it is sent: no more is; what is paused goes on later, and none is sent twice."""
+    sink = Sink()
+    with serving(sink) as address:
+        router = Router(tmp_path, address)
+        router.receive(*native(*many(9)))
+        (job,) = router.sweep()
+
+        def trouble(_: evt.Event) -> None:
+            if len(sink.received) == 4:
+                if act == "pause":
+                    router.standings.pause("archive")
+                else:
+                    router.jobs.cancel(job.id, router.now)
+
+        sink.trouble = trouble
+        router.now += 1
+        router.attempt()
+        assert len(sink.received) == 4
+        left = {"pause": "waiting", "cancel": "cancelled"}[act]
+        assert dict(router.jobs.job(job.id).counts) == {("archive", "delivered"): 4, ("archive", left): 5}
+        assert {delivery.next_attempt_at for delivery in router.jobs.due(router.now)} <= {router.now}
+        router.standings.resume("archive")
+        router.attempt()
+    assert sorted(sink.received) == many(9 if act == "pause" else 4)
 
 
 def test_late_images_are_sent_and_no_other_again(tmp_path: Path) -> None:
