@@ -21,7 +21,7 @@ from segnode.errors import (
     UnreadablePixels,
 )
 from segnode.pipeline.back_off import wait_after
-from segnode.pipeline.ladder import Ladder, Sent, Tried
+from segnode.pipeline.ladder import Ladder, Tried
 from segnode.pipeline.ports import Destination, Encoded
 from segnode.seg.convert import Target, convert
 from segnode.seg.forms import FORMS
@@ -113,19 +113,19 @@ class Deliverer:
         self._say(delivery, "delivered", sent=held.sop_instance_uid)
 
     def send(self, delivery: Delivery, destination: Destination, segmentation: HeldSegmentation) -> None:
-        """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred."""
+        """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred.
+
+        What came in may not be had in every form, so which of them it takes says nothing of what is made here.
+        """
         name = delivery.destination
         standing = self.standings.of(name)
         remembered = self._remembered(standing)
         tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
         ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
         sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
-        self._delivered(delivery, sent, standing, remembered)
-
-    def _delivered(self, delivery: Delivery, sent: Sent, standing: Standing, remembered: FormName | None) -> None:
-        name, encoded, now = delivery.destination, sent.encoded, self.clock()
+        encoded, now = sent.encoded, self.clock()
         self.standings.answered(name, sent.answer, now)
-        if not sent.was_there and encoded.form != remembered:
+        if segmentation.held.origin == "made" and not sent.was_there and encoded.form != remembered:
             self.standings.learn(name, encoded.form, _asked(self.configs[name]), now)
         if standing.is_down:
             self.jobs.hasten(name, now)

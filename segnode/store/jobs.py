@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy import Index as DatabaseIndex
 from sqlalchemy.dialects.sqlite import insert
 
 from segnode.errors import JobEnded, NotFound
@@ -75,7 +76,7 @@ _delivery = Table(
     Column("job_id", ForeignKey("job.id"), primary_key=True),
     Column("destination", String, primary_key=True),
     Column("sop_instance_uid", String, primary_key=True),
-    Column("state", String, nullable=False, index=True),
+    Column("state", String, nullable=False),
     Column("form", String, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_attempt_at", Float, nullable=False),
@@ -86,6 +87,8 @@ _delivery = Table(
     Column("sent_sop_instance_uid", String, nullable=False, server_default=""),
     Column("segment_numbers", String, nullable=False, server_default=""),
 )
+# All that is asked of what is due, and counted, without a look at the rows.
+DatabaseIndex("delivery_by_state", _delivery.c.state, _delivery.c.destination, _delivery.c.next_attempt_at, _delivery.c.job_id)
 # Which job's result takes the place of which other's, where that is to be rejected.
 _replacement = Table(
     "replacement",

@@ -515,9 +515,11 @@ def test_labelmap_that_came_in_is_recoded(tmp_path: Path) -> None:
 def test_overlap_is_never_resolved_by_chance(tmp_path: Path, forms: list[str]) -> None:
     """Segments that overlap go as the BINARY that they are, or fail and are named; the archive gets no LABELMAP."""
     with serving(sink := Sink()) as address:
-        job = reencoding(tmp_path, address, forms).go(binary(overlapping=True))
+        router = reencoding(tmp_path, address, forms)
+        job = router.go(binary(overlapping=True))
     if len(forms) > 1:
         assert (job.state, [*sink.kept]) == ("delivered", [dcmread(BytesIO(binary())).SOPInstanceUID])
+        assert router.standings.of("archive").form == "", "what is made here is a LABELMAP as before"
     else:
         assert (job.state, sink.kept) == ("failed", {})
         assert "segments overlap: 1 (segment 2) and 2 (segment 7)" in job.error
