@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import groupby
 from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -57,16 +58,20 @@ class Forwarder:
         """Try once to send objects of one job to one destination, in one association where they go as they are.
 
         The row of each says how that went as soon as it is known. What could not be sent is owed for longer, and with it all
-        that comes after it. May be interrupted at any point, and repeated.
+        that comes after it; next time it comes after all that has failed less often. May be interrupted at any point, and
+        repeated.
         """
         destination = self.deliverer.destinations.get(deliveries[0].destination)
         owed = list(self._held(deliveries, destination))
         if destination is None:
             return
-        segmentations = [each for each in owed if rule.config.reencode and self._has_forms(each)]
-        as_they_are = [each for each in owed if each not in segmentations]
-        if all(self._pass_on(portion, destination) for portion in _portions(as_they_are)):
-            all(self._send(each, destination) for each in segmentations)
+        for _, group in groupby(owed, lambda each: each.delivery.attempts):
+            together = list(group)
+            segmentations = [each for each in together if rule.config.reencode and self._has_forms(each)]
+            as_they_are = [each for each in together if each not in segmentations]
+            goes_on = all(self._pass_on(portion, destination) for portion in _portions(as_they_are))
+            if not (goes_on and all(self._send(each, destination) for each in segmentations)):
+                return
 
     def _held(self, deliveries: Sequence[Delivery], destination: Destination | None) -> Iterator[_Owed]:
         for delivery in deliveries:
@@ -92,6 +97,8 @@ class Forwarder:
     def _send(self, owed: _Owed, destination: Destination) -> bool:
         """Send a SEG in one of the destination's forms; whether more can be sent."""
         delivery, deliverer = owed.delivery, self.deliverer
+        if self._is_stopped(delivery):
+            return False
         decided_at = deliverer.jobs.job(delivery.job_id).created_at
         segmentation = HeldSegmentation(deliverer.objects, owed.held, decided_at, self.station_name)
         try:

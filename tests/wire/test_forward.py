@@ -534,6 +534,29 @@ def test_fractional_is_sent_as_it_came(tmp_path: Path) -> None:
     assert job.note == f"SEG {made.sop_instance_uid} is FRACTIONAL: it is sent as it came"
 
 
+def test_object_that_breaks_the_association_keeps_no_segmentation_from_its_way(tmp_path: Path) -> None:
+    """A FRACTIONAL at which the archive aborts goes first, and once only before the BINARY of the same series."""
+    (made,) = convert(binary(), Target("FRACTIONAL", CODECS["native"]), datetime(2026, 1, 1, tzinfo=UTC))
+    fractional, file = dcmread(BytesIO(made.part10)), BytesIO()
+    fractional.SeriesInstanceUID = dcmread(BytesIO(binary())).SeriesInstanceUID
+    fractional.save_as(file)
+
+    def trouble(event: evt.Event) -> int | None:
+        if event.request.AffectedSOPInstanceUID != fractional.SOPInstanceUID:
+            return None
+        event.assoc.abort()
+        return 0xC000
+
+    with serving(sink := Sink(trouble=trouble)) as address:
+        router = reencoding(tmp_path, address, ["labelmap:native"])
+        router.go(file.getvalue(), binary())
+        router.now += 3600
+        router.attempt()
+    (job,) = router.jobs.all()
+    assert dict(job.counts) == {("archive", "delivered"): 1, ("archive", "waiting"): 1}
+    assert len(sink.kept) == 1
+
+
 def test_segmentation_goes_as_it_came_without_reencode(tmp_path: Path) -> None:
     """A rule that only forwards sends a BINARY as a BINARY, whatever the destination would like best."""
     with serving(sink := Sink()) as address:
