@@ -154,7 +154,7 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
         _echo_json(found)
         return
     for job in found:
-        click.echo(f"{job.id[:12]}  {job.state:<11} {job.created}  {job.model}  series {job.series}")
+        click.echo(f"{job.id[:12]}  {job.state:<11} {job.created}  {job.model or 'forward'}  series {job.series}")
         for line in filter(None, (job.note, job.error)):
             click.echo(f"    {line}")
 
@@ -176,8 +176,13 @@ def show(config: Config, job_id: str, *, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<20} {getattr(job, name)}")
     for stage in job.stages:
         click.echo(f"{stage.at}  {stage.state}")
+    for count in job.counts if not job.model else ():
+        states = {name: getattr(count, name) for name in ("delivered", "confirming", "waiting", "failed", "cancelled")}
+        said = ", ".join(f"{number} {name}" for name, number in states.items() if number)
+        click.echo(f"to {count.destination}: {sum(states.values())} object(s): {said}")
     for delivery in job.deliveries:
-        click.echo(f"to {delivery.destination}: {delivery.state} {delivery.form}, {delivery.attempts} attempt(s)")
+        which = "" if job.model else f"{delivery.object} "
+        click.echo(f"{which}to {delivery.destination}: {delivery.state} {delivery.form}, {delivery.attempts} attempt(s)")
         for name in ("last_answer", "next_attempt"):
             if getattr(delivery, name):
                 click.echo(f"    {name.replace('_', ' ')}: {getattr(delivery, name)}")
@@ -231,7 +236,7 @@ def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) 
     if not found:
         click.echo(f"no rule of the configuration selects series {series}")
     for replayed in found:
-        click.echo(f"{replayed.id}  {replayed.model}  {_outcome(replayed)}")
+        click.echo(f"{replayed.id}  {replayed.model or 'forward'}  {_outcome(replayed)}")
 
 
 @main.group()
@@ -277,8 +282,13 @@ def _echo_trial(series: "SeriesTrial") -> None:
     click.echo(f"series {series.series}: {series.images} image(s); volume: {series.volume}")
     for rule in series.rules:
         if rule.selects:
-            to = ", ".join(f"{name} as {' or '.join(forms)}" for name, forms in rule.send_to.items()) or "nobody: it stays here"
-            click.echo(f"  rules[{rule.place}] acts: {rule.model}, {rule.quiet:g} s after the last image; sent to {to}")
+            kind = "" if rule.model else ", SEGs"
+            taken = {
+                name: f"{kind} as {' or '.join(forms)}" if forms else " as it came" for name, forms in rule.send_to.items()
+            }
+            to = ", ".join(f"{name}{how}" for name, how in taken.items()) or "nobody: it stays here"
+            does = f"{rule.model or 'forwards'}, {rule.quiet:g} s after the last image"
+            click.echo(f"  rules[{rule.place}] acts: {does}; sent to {to}")
         for lacking in rule.unsatisfied:
             has = " and ".join(map(repr, lacking.found)) or "empty"
             click.echo(f"  rules[{rule.place}] does not act: {lacking.key} is {has}, and it asks for {lacking.asked}")

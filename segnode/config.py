@@ -50,6 +50,9 @@ _DIMSE_ADDRESS = re.compile(r"(?P<ae_title>[^@]+)@(?P<host>[^@]+):(?P<port>\d+)"
 _URL_OF_ANY_KIND = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
+# Keys of rules that mean nothing without a model, and with one.
+_OF_MODELS: Final = ("laterality", "allow_tilt", "late", "iocm")
+_OF_FORWARDING: Final = ("reencode",)
 _UNMATCHED_VRS: Final = frozenset(("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN"))
 _CONDITIONS: Final = (
     "text with * and ?, a list of such texts, { min = 1, max = 2 } (one of them suffices), { present = true } or { not = … }"
@@ -206,10 +209,14 @@ class WebhookConfig(_Table, frozen=True):
 
 
 class RuleConfig(_Table, frozen=True):
-    """`[[rules]]`: which series go to which model, where the result goes, when a series is complete, and what comes late."""
+    """`[[rules]]`: which series go to which model, where the result goes, when a series is complete, and what comes late.
+
+    Without a model the series itself is sent on; with `reencode` SEGs of it in the forms of the destination.
+    """
 
     when: dict[str, When]
-    model: str
+    model: str | None = None
+    reencode: bool = False
     send_to: tuple[str, ...] = ()
     quiet: _Seconds = 60.0
     expect: Literal["find", "request"] | None = None
@@ -299,6 +306,7 @@ def parse_config(text: str, folder: Path) -> Config:
     if "models" in raw:
         raw.setdefault("rules", [])  # the default rule is for the default model
     _require_readable_conditions(raw.get("rules"))
+    _require_meaningful_keys(raw.get("rules"))
     try:
         config = msgspec.convert({**raw, "folder": folder}, Config)
     except msgspec.ValidationError as error:
@@ -504,6 +512,16 @@ def _require_readable_conditions(rules: Any) -> None:
                 raise ConfigError(f"rules[{index}].when.{keyword}: {value!r} is no condition; allowed: {_CONDITIONS}")
 
 
+def _require_meaningful_keys(rules: Any) -> None:
+    """A key that does nothing in its rule is a mistake, also where it has the value that it has without being there."""
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        forwards = isinstance(rule, dict) and "model" not in rule
+        for key in _OF_MODELS if forwards else _OF_FORWARDING:
+            if isinstance(rule, dict) and key in rule:
+                instead = "a rule without a model sends on what comes in" if forwards else "it goes with a rule without a model"
+                raise ConfigError(f"rules[{index}].{key}: has no meaning here: {instead}; leave it out")
+
+
 def _says_something(when: When) -> bool:
     if isinstance(when, Condition):
         return when.kinds == 1 and (when.excluded is None or _says_something(when.excluded))
@@ -528,7 +546,9 @@ def _require_rule(rule: RuleConfig, config: Config, path: str) -> None:
     for keyword in rule.when:
         _require_attribute(keyword, f"{path}.when.{keyword}")
     models = [model.name for model in config.models]
-    if rule.model not in models:
+    if rule.model is None and not rule.send_to:
+        raise ConfigError(f"{path}.send_to: a rule without a model sends on what comes in: name a destination, or a model")
+    if rule.model is not None and rule.model not in models:
         raise ConfigError(f"{path}.model: there is no model {rule.model!r}; allowed: {', '.join(models)}")
     destinations = [destination.name for destination in config.destinations]
     for index, name in enumerate(rule.send_to):

@@ -119,7 +119,7 @@ def run_demo(folder: Path | None, config: Config, out: Path) -> int:
 
 def _demonstrate(folder: Path | None, config: Config, scratch: Path, picture: Path, table: Table) -> str:
     """Go the whole path; what the comparison found. Raises DemoFailed when it does not hold."""
-    model = config.model(config.rules[0].model) if config.rules else _BUILT_IN
+    model = next((config.model(rule.model) for rule in config.rules if rule.model), _BUILT_IN)
     with ExitStack() as servers:
         archive = servers.enter_context(_archive(scratch / "archive"))
         node = servers.enter_context(launch_segnode(scratch / "node", _tables(model, config, archive)))

@@ -321,6 +321,7 @@ class _Worker:
         from segnode.pipeline.dispatch import Dispatch
         from segnode.pipeline.encode import Encoder
         from segnode.pipeline.find import Finder
+        from segnode.pipeline.forwarder import Forwarder
         from segnode.pipeline.infer import Inferrer
         from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.reject import Rejecter
@@ -345,7 +346,8 @@ class _Worker:
         by_ae_title = {peer.where: peer for peer in peers.values()}
         reporter = Reporter(store.commitments, store.index, store.objects, by_ae_title, time.time)
         dispatch = Dispatch(store.jobs, store.standings, configs)
-        stages = Stages(inferrer, encoder, deliverer, store.jobs, receiver.meter, time.time)
+        forwarder = Forwarder(deliverer, config.node.ae_title)
+        stages = Stages(inferrer, encoder, deliverer, forwarder, store.jobs, receiver.meter, time.time)
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
         finder = Finder(catalogues(config), store.index, time.time)

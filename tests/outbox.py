@@ -27,7 +27,7 @@ from segnode.seg.write import Algorithm, Identity, write_labelmap
 from segnode.store.commitments import Commitments
 from segnode.store.database import open_database
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Delivery, Jobs
+from segnode.store.jobs import Attempt, Decision, Delivery, Jobs
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -123,12 +123,16 @@ class Outbox:
         self.jobs.decide(Decision(job, "1.3", "content", "rule", "m", "1"), self.now)
         self.jobs.owe(job, RESULT, names, self.now)
 
-    def attempt(self) -> list[Delivery]:
+    def attempt(self) -> list[Attempt]:
         """Attempt once what is chosen now, as a sweep does; what was."""
         self.confirmer.wake()
         chosen = self.dispatch.due(self.now)
-        for delivery in chosen:
-            self.deliverer.attempt(delivery)
+        for attempt in chosen:
+            for delivery in self.jobs.attempted(attempt):
+                if delivery.state == "confirming":
+                    self.deliverer.confirm(delivery)
+                else:
+                    self.deliverer.attempt(delivery)
         return chosen
 
     def delivery(self, name: str = "archive", job: str = "j") -> Delivery:

@@ -1,11 +1,12 @@
 """The STOW-RS client: sends SEGs to other people's archives."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from mmap import mmap
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -58,7 +59,7 @@ class StowDestination:
     def send_as_is(self, part10: bytes) -> str:
         """Post the object; see the port Destination."""
         try:
-            return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+            return self.post(part10)
         except AlreadyThere as there:
             return str(there)
         except FormRefused as refusal:
@@ -76,6 +77,15 @@ class StowDestination:
         headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
         response = self._request("POST", "/studies", headers, _Body(head, part10, tail))
         return stored_answer(response, sop_instance_uid)
+
+    @contextmanager
+    def passage(self, _kinds: Collection[tuple[str, str]]) -> Iterator["StowPassage"]:
+        """As reach; see the port Destination."""
+        yield StowPassage(self)
+
+    def post(self, part10: bytes) -> str:
+        """Post an object; what was answered. Raises what the port Passage does."""
+        return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
 
     def held(self, wanted: Identified) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
@@ -114,6 +124,21 @@ class StowDestination:
         if method == "GET" and _is_passing(response.status_code):
             raise DeliveryDeferred(f"{self.where} does not say what it holds: HTTP {response.status_code}")
         return response
+
+
+@dataclass(frozen=True)
+class StowPassage:
+    """An archive that objects are forwarded to."""
+
+    destination: StowDestination
+
+    def accepts(self, _sop_class_uid: str, _transfer_syntax_uid: str) -> bool:
+        """What it takes shows when it is sent."""
+        return True
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send by STOW-RS; see the port Passage."""
+        return self.destination.post(part10 if isinstance(part10, bytes) else part10.read_bytes())
 
 
 def ask(peer: DicomWebPeer) -> str:

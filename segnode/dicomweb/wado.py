@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,8 +9,9 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from python_multipart.multipart import parse_options_header
 
+from segnode.dicom.native import in_native
 from segnode.dicom.uids import uid_name
-from segnode.errors import NotAcceptable
+from segnode.errors import NotAcceptable, UnreadablePixels
 from segnode.store.index import Instance
 from segnode.store.objects import ObjectStore
 
@@ -83,15 +83,9 @@ def _file_blocks(path: Path) -> Iterator[bytes]:
 
 
 def _explicit_little_endian(path: Path, instance: Instance) -> bytes:
-    dataset = dcmread(path)
     try:
-        if dataset.file_meta.TransferSyntaxUID.is_compressed and "PixelData" in dataset:
-            dataset.decompress(as_rgb=False, generate_instance_uid=False)
-        file = BytesIO()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.save_as(file, implicit_vr=False, little_endian=True)
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        return in_native(path, ExplicitVRLittleEndian)
+    except UnreadablePixels as error:
         stored = uid_name(instance.transfer_syntax_uid)
         what = f"SOP instance {instance.sop_instance_uid} is held in {stored} and cannot be given in another transfer syntax"
         raise NotAcceptable(f"{what}: ask for transfer-syntax=*") from error
-    return file.getvalue()

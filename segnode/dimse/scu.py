@@ -1,6 +1,6 @@
 """The Storage SCU: sends files to an application entity, SEGs in the forms that it accepts, and asks for what it holds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -69,6 +69,12 @@ class DimseDestination:
         wanted = {(str(FORMS[f].sop_class_uid), str(FORMS[f].transfer_syntax_uid)) for f in forms}
         with associate(self.peer, wanted) as association:
             yield StoreDoor(association)
+
+    @contextmanager
+    def passage(self, kinds: Collection[tuple[str, str]]) -> Iterator["DimsePassage"]:
+        """Offer every kind in one association; see the port Destination."""
+        with associate(self.peer, set(kinds)) as association:
+            yield DimsePassage(association)
 
     def held(self, wanted: Identified) -> bytes | None:
         """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
@@ -139,6 +145,25 @@ class StoreDoor:
     def store(self, encoded: Encoded) -> str:
         """Send by C-STORE; see the port Door."""
         return _store(self.association, encoded.part10)
+
+
+@dataclass(frozen=True)
+class DimsePassage:
+    """An association that objects are forwarded in."""
+
+    association: Association
+
+    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether the class was accepted with the transfer syntax."""
+        accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in self.association.accepted_contexts}
+        return (sop_class_uid, transfer_syntax_uid) in accepted
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send by C-STORE; see the port Passage."""
+        try:
+            return _store(self.association, part10)
+        except (AttributeError, ValueError) as error:  # pynetdicom's, for file meta information without what it needs
+            raise FormRefused(f"cannot be sent as it is: {error}") from error
 
 
 def send_files(

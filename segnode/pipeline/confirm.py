@@ -58,8 +58,8 @@ class Confirmer:
         """Have every delivery looked at whose report has come."""
         now = self.clock()
         for transaction in self.commitments.answered():
-            delivery = self.jobs.delivery(transaction.job_id, transaction.destination)
-            if not self._awaits(delivery, transaction):
+            delivery = self.jobs.stored_as(transaction.job_id, transaction.destination, transaction.sop_instance_uid)
+            if delivery is None or not self._awaits(delivery, transaction):
                 self.commitments.settle(transaction.transaction_uid)
             elif delivery.next_attempt_at > now:
                 self.jobs.wake(delivery, now)
@@ -69,8 +69,7 @@ class Confirmer:
         config = self.configs.get(delivery.destination)
         if delivery.state != "confirming" or config is None or config.confirm != "commitment":
             return False
-        is_of_it = transaction.outcome == "committed" and transaction.sop_instance_uid == delivery.sent_sop_instance_uid
-        return is_of_it or transaction.stored_in == delivery.stored_in
+        return transaction.outcome == "committed" or transaction.stored_in == delivery.stored_in
 
     def proof(self, delivery: Delivery, destination: Destination, reference: Reference, stored: Callable[[], Stored]) -> Proof:
         """Look for the proof of a delivery that an archive stored, and ask for it where that is to be done.

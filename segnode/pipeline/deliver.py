@@ -7,22 +7,25 @@ from functools import cached_property
 from typing import Final, cast
 
 import structlog
-from pydicom.uid import KeyObjectSelectionDocumentStorage
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
+from segnode.dicom.native import in_native
 from segnode.errors import (
     CannotConvert,
     DeliveryDeferred,
     DeliveryRefused,
     FormRefused,
+    NotASegmentation,
     NotAVolume,
     NotConfirmed,
     NotLetIn,
+    OverlappingSegments,
     UnreadablePixels,
 )
 from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.confirm import Confirmer, Stored
-from segnode.pipeline.ladder import Ladder, Sent, Tried
+from segnode.pipeline.ladder import Ladder, Tried
 from segnode.pipeline.ports import Destination, Encoded
 from segnode.pipeline.read_back import require_same_content, require_same_labels
 from segnode.seg.convert import Target, convert
@@ -30,7 +33,7 @@ from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
 from segnode.store.commitments import Reference
 from segnode.store.index import Index, Instance
-from segnode.store.jobs import Delivery, Jobs, Taken
+from segnode.store.jobs import Attempt, Delivery, Jobs, Taken
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
 from segnode.store.standings import Standing, Standings
@@ -38,18 +41,24 @@ from segnode.store.standings import Standing, Standings
 _log = structlog.get_logger()
 
 _REMEMBERED_S: Final = 86400.0
+# In which objects are sent on to those who do not take them as they are.
+NATIVE_SYNTAXES: Final[Mapping[str, str]] = {"native": str(ExplicitVRLittleEndian), "implicit": str(ImplicitVRLittleEndian)}
+# Of hundreds of objects in a row not each answer is news.
+_SAID_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True)
 class HeldSegmentation:
-    """A LABELMAP SEG of the object store, made into what is asked for on demand; `decided_at` dates what is converted.
+    """A LABELMAP or BINARY SEG of the object store, made into what is asked for on demand; `decided_at` dates a conversion.
 
-    So a conversion is the same object whenever it is made, and is kept nowhere.
+    So a conversion is the same object whenever it is made, and is kept nowhere; one of an object that came in names the
+    node (`station_name`), which knows it again when an archive sends it back.
     """
 
     objects: ObjectStore
     held: Instance
     decided_at: float
+    station_name: str = ""
 
     def in_form(self, form: FormName) -> Encoded:
         """The object of that form: re-encoded, or converted. Raises FormRefused."""
@@ -61,8 +70,8 @@ class HeldSegmentation:
                     form, held.sop_class_uid, held.sop_instance_uid, held.series_instance_uid, held.study_instance_uid, part10
                 )
             now = datetime.fromtimestamp(self.decided_at, UTC)
-            (made,) = convert(self._stored, Target(wanted.type, wanted.codec), now)
-        except (CannotConvert, NotAVolume, UnreadablePixels) as error:
+            (made,) = convert(self._stored, Target(wanted.type, wanted.codec, station_name=self.station_name), now)
+        except (CannotConvert, NotASegmentation, NotAVolume, OverlappingSegments, UnreadablePixels) as error:
             raise FormRefused(f"cannot be made: {error}") from error
         uids = made.sop_instance_uid, made.series_instance_uid, held.study_instance_uid
         return Encoded(form, str(wanted.sop_class_uid), *uids, made.part10, made.numbers)
@@ -88,41 +97,53 @@ class Deliverer:
 
     def attempt(self, delivery: Delivery) -> None:
         """Try once to send an object; its row says afterwards how that went. May be repeated."""
-        name = delivery.destination
-        held = self.index.find(delivery.sop_instance_uid)
-        destination = self.destinations.get(name)
+        destination, held = self.destinations.get(delivery.destination), self._held(delivery)
         if held is None or destination is None:
-            missing = "the object" if held is None else "the destination"
-            self._give_up(delivery, f"{missing} is no longer there")
             return
         try:
-            if delivery.state == "confirming":
-                self._confirm(delivery, destination, held)
-            elif held.sop_class_uid == KeyObjectSelectionDocumentStorage:
+            if held.sop_class_uid == KeyObjectSelectionDocumentStorage:
                 self._send_as_is(delivery, destination, held)
             else:
-                self._send(delivery, destination, held)
+                decided_at = self.jobs.job(delivery.job_id).created_at
+                self.send(delivery, destination, HeldSegmentation(self.objects, held, decided_at))
         except DeliveryRefused as refusal:
-            self.standings.answered(name, str(refusal), self.clock())
-            self.jobs.refused(delivery, str(refusal), self.clock())
-            self._say(delivery, "refused")
+            self.refused(delivery, refusal)
         except DeliveryDeferred as deferral:
-            self.standings.failed(name, str(deferral), self.clock())
-            self._defer(delivery, str(deferral))
+            self.deferred(delivery, deferral)
+
+    def confirm(self, delivery: Delivery) -> bool:
+        """Look once for the proof that a destination has what it stored; whether it could be asked. May be repeated."""
+        destination, held = self.destinations.get(delivery.destination), self._held(delivery)
+        if held is not None and destination is not None:
+            try:
+                self._confirm(delivery, destination, held)
+            except DeliveryDeferred as deferral:
+                self.deferred(delivery, deferral)
+                return False
+        return True
+
+    def _held(self, delivery: Delivery) -> Instance | None:
+        """The object that is owed. Where that or its destination is gone, the delivery is given up."""
+        held = self.index.find(delivery.sop_instance_uid)
+        if held is None or delivery.destination not in self.destinations:
+            missing = "the object" if held is None else "the destination"
+            self.give_up(delivery, f"{missing} is no longer there")
+        return held
 
     def _send_as_is(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         answer = destination.send_as_is(self.objects.path(held.object_key).read_bytes())
         self.standings.answered(delivery.destination, answer, self.clock())
-        self._taken(delivery, Taken("", held.sop_instance_uid), answer)
+        self.taken(delivery, Taken("", held.sop_instance_uid), answer)
 
-    def _taken(self, delivery: Delivery, taken: Taken, answer: str, *, is_proved: bool = False, **said: object) -> None:
+    def taken(self, delivery: Delivery, taken: Taken, answer: str, *, is_proved: bool = False) -> None:
         """A destination has an object, as it says: what counts as delivered then is what its configuration says."""
+        said = {"form": taken.form, "sent": taken.sop_instance_uid, "segment_numbers": dict(taken.segment_numbers)}
         if is_proved or self.configs[delivery.destination].confirm == "status":
             self.jobs.delivered(delivery, taken, answer, self.clock())
-            self._say(delivery, "delivered", sent=taken.sop_instance_uid, **said)
+            self._say(delivery, "delivered", **said)
         else:
             self.jobs.stored(delivery, taken, answer, self.clock())
-            self._say(delivery, "stored", sent=taken.sop_instance_uid, **said)
+            self._say(delivery, "stored", **said)
 
     def _confirm(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
         """Have it proved that a destination has what it stored; sent once more where it does not stand by it."""
@@ -135,15 +156,16 @@ class Deliverer:
         except DeliveryRefused as reason:
             self._unproved(delivery, str(reason), again=False)
         except NotLetIn as reason:  # it takes objects: others need not wait for this
-            self.standings.answered(name, str(reason), self.clock())
-            self._defer(delivery, str(reason))
+            now = self.clock()
+            self.standings.answered(name, str(reason), now)
+            self.jobs.awaited(delivery, str(reason), now + wait_after(delivery.attempts), now)
         else:
             self.standings.answered(name, proof.answer, self.clock())
             if proof.look_at is None:
                 self.jobs.proved(delivery, proof.answer, self.clock())
                 self._say(delivery, "delivered", sent=delivery.sent_sop_instance_uid)
             else:
-                self.jobs.deferred(delivery, proof.answer, proof.look_at, self.clock())
+                self.jobs.awaited(delivery, proof.answer, proof.look_at, self.clock())
 
     def _unproved(self, delivery: Delivery, reason: str, *, again: bool) -> None:
         self.standings.answered(delivery.destination, reason, self.clock())
@@ -158,8 +180,9 @@ class Deliverer:
     def _what_was_stored(self, delivery: Delivery, held: Instance) -> Stored:
         """What a destination stored, to be compared with what it gives out. Raises DeliveryRefused."""
         uid, where = delivery.sent_sop_instance_uid, self.destinations[delivery.destination].where
-        if not delivery.form:
-            part10 = self.objects.path(held.object_key).read_bytes()
+        if delivery.form not in FORMS:
+            path, native = self.objects.path(held.object_key), NATIVE_SYNTAXES.get(delivery.form)
+            part10 = in_native(path, native) if native else path.read_bytes()
             return Stored(held, lambda found: require_same_content(uid, part10, found, where))
         segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
         try:
@@ -168,28 +191,40 @@ class Deliverer:
             raise DeliveryRefused(f"what was sent as {uid} {refusal}") from refusal
         return Stored(encoded, lambda found: require_same_labels(uid, encoded.part10, found, where))
 
-    def _send(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
-        """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred."""
+    def send(self, delivery: Delivery, destination: Destination, segmentation: HeldSegmentation) -> None:
+        """Send a SEG in one of the destination's forms. Raises DeliveryRefused, DeliveryDeferred.
+
+        What came in may not be had in every form, so which of them it takes says nothing of what is made here.
+        """
         name = delivery.destination
         standing = self.standings.of(name)
         remembered = self._remembered(standing)
         tried = Tried(cast("tuple[FormName, ...]", delivery.tried), cast("FormName | None", delivery.unanswered or None))
-        segmentation = HeldSegmentation(self.objects, held, self.jobs.job(delivery.job_id).created_at)
         ladder = Ladder(destination, segmentation, tried, lambda form: self.jobs.sending(delivery, form))
         sent = ladder.descend(order(self.configs[name].seg, tried.unanswered, remembered))
-        self._delivered(delivery, sent, standing, remembered)
-
-    def _delivered(self, delivery: Delivery, sent: Sent, standing: Standing, remembered: FormName | None) -> None:
-        name, encoded, now = delivery.destination, sent.encoded, self.clock()
+        encoded, now = sent.encoded, self.clock()
         self.standings.answered(name, sent.answer, now)
-        if not sent.was_there and encoded.form != remembered:
+        if segmentation.held.origin == "made" and not sent.was_there and encoded.form != remembered:
             self.standings.learn(name, encoded.form, _asked(self.configs[name]), now)
-        taken = Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers)
-        is_read_back = sent.was_there and self.configs[name].confirm == "read-back"
-        said = {"form": encoded.form, "segment_numbers": dict(encoded.numbers)}
-        self._taken(delivery, taken, sent.answer, is_proved=is_read_back, **said)
         if standing.is_down:
             self.jobs.hasten(name, now)
+        is_read_back = sent.was_there and self.configs[name].confirm == "read-back"
+        made = Taken(encoded.form, encoded.sop_instance_uid, encoded.numbers)
+        self.taken(delivery, made, sent.answer, is_proved=is_read_back)
+
+    def answered(self, name: str, answer: str) -> None:
+        """A destination takes objects: where that is news, what waits for it waits no longer."""
+        standing = self.standings.of(name)
+        if standing.failures or self.clock() - standing.answered_at >= _SAID_AGAIN_S:
+            self.standings.answered(name, answer, self.clock())
+        if standing.is_down:
+            self.jobs.hasten(name, self.clock())
+
+    def refused(self, delivery: Delivery, refusal: DeliveryRefused) -> None:
+        """The destination will not take an object."""
+        self.standings.answered(delivery.destination, str(refusal), self.clock())
+        self.jobs.refused(delivery, str(refusal), self.clock())
+        self._say(delivery, "refused")
 
     def _remembered(self, standing: Standing) -> FormName | None:
         """What the destination took last, while that may be relied on: for a day, of the same forms at the same address."""
@@ -198,7 +233,8 @@ class Deliverer:
             return None
         return next((form for form in config.seg if form == standing.form), None)
 
-    def _give_up(self, delivery: Delivery, reason: str) -> None:
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """Send an object no more."""
         self.jobs.given_up(delivery, reason, self.clock())
         self._say(delivery, "refused")
 
@@ -206,11 +242,17 @@ class Deliverer:
         self.meter.attempted(delivery.destination, result)
         _log.info("delivery attempted", result=result, **details)
 
-    def _defer(self, delivery: Delivery, answer: str) -> None:
-        """Owe it for longer: exponential back-off with jitter, given up when the destination's time is over."""
-        now, config = self.clock(), self.configs[delivery.destination]
+    def deferred(self, delivery: Delivery, deferral: DeliveryDeferred) -> None:
+        """Owe an object for longer, and all that its job owes there.
+
+        Exponential back-off with jitter, given up when the destination's time is over.
+        """
+        name, answer = delivery.destination, str(deferral)
+        now, config = self.clock(), self.configs[name]
+        self.standings.failed(name, answer, now)
         if now - delivery.created_at > config.give_up_after_s:
-            self._give_up(delivery, f"given up after {config.give_up_after}; last answer: {answer}")
+            for each in self.jobs.attempted(Attempt(delivery.job_id, name, delivery.next_attempt_at)):
+                self.give_up(each, f"given up after {config.give_up_after}; last answer: {answer}")
             return
         self.jobs.deferred(delivery, answer, now + wait_after(delivery.attempts), now)
         self._say(delivery, "deferred")
@@ -224,8 +266,8 @@ def order(forms: tuple[FormName, ...], unanswered: FormName | None, remembered: 
 
 def _reference(delivery: Delivery, held: Instance) -> Reference:
     """What was sent, as storage commitment names it."""
-    form = delivery.form
-    sop_class = FORMS[cast("FormName", form)].sop_class_uid if form else held.sop_class_uid
+    form = FORMS.get(cast("FormName", delivery.form))
+    sop_class = form.sop_class_uid if form else held.sop_class_uid
     return Reference(str(sop_class), delivery.sent_sop_instance_uid)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from segnode.config import DestinationConfig
-from segnode.store.jobs import Delivery, Jobs
+from segnode.store.jobs import Attempt, Jobs
 from segnode.store.standings import Standings
 
 _PROBE_EVERY_S: Final = 60.0
@@ -20,13 +20,13 @@ class Dispatch:
     standings: Standings
     configs: Mapping[str, DestinationConfig]
 
-    def due(self, now: float) -> list[Delivery]:
+    def due(self, now: float) -> list[Attempt]:
         """What is to be attempted now: of each destination no more at once than it may have associations.
 
-        Of one that is paused nothing; of one that is down one delivery a minute, until that gets an answer.
+        Of one that is paused nothing; of one that is down one attempt a minute, until that gets an answer.
         """
         standings = self.standings.all()
-        chosen: list[Delivery] = []
+        chosen: list[Attempt] = []
         for name in self.jobs.owed(now):
             standing, config = standings.get(name), self.configs.get(name)
             at_once = config.max_associations if config else _AT_ONCE
@@ -34,7 +34,7 @@ class Dispatch:
                 continue
             if standing and standing.is_down and config:
                 at_once = 1 if now >= standing.answered_at + _PROBE_EVERY_S else 0
-            chosen += self.jobs.due(now, name, at_once) if at_once else []
+            chosen += self.jobs.attempts(now, name, at_once) if at_once else []
         return chosen
 
     def give_up(self, now: float) -> None:
@@ -43,7 +43,7 @@ class Dispatch:
             config = self.configs.get(name)
             if config is None or not standing.is_down or standing.is_paused:
                 continue
-            probed = {delivery.job_id for delivery in self.jobs.due(now, name, 1)}
+            probed = {attempt.job_id for attempt in self.jobs.attempts(now, name, 1)}
             for delivery in self.jobs.due(now, name, decided_before=now - config.give_up_after_s):
                 if delivery.job_id not in probed:
                     answer = f"given up after {config.give_up_after}; the last answer of {name}: {standing.last_answer}"

@@ -1,7 +1,7 @@
 """Jobs as programs read them: the document of `segnode jobs --json` and of the HTTP API."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ class DeliveryDocument(msgspec.Struct, frozen=True):
     """An object that is owed to a destination, or was, and how that went."""
 
     destination: str
+    object: Annotated[str, Meta(description="SOPInstanceUID of the object that is owed.")]
     state: Annotated[
         DeliveryState,
         Meta(description="Confirming: the destination has the object, as it says; last_answer says what is awaited."),
@@ -38,13 +39,24 @@ class DeliveryDocument(msgspec.Struct, frozen=True):
     ]
 
 
+class CountDocument(msgspec.Struct, frozen=True):
+    """How many objects a job owes to a destination, or did, and how that went."""
+
+    destination: str
+    waiting: int
+    confirming: int
+    delivered: int
+    failed: int
+    cancelled: int
+
+
 class JobDocument(msgspec.Struct, frozen=True):
     """What was decided of a series, how far that is, and to whom its result is owed."""
 
     id: str
     state: State
     rule: Annotated[str, Meta(description="Names the rule as it was resolved.")]
-    model: Annotated[str, Meta(description="Name and version of the model.")]
+    model: Annotated[str, Meta(description="Name and version of the model; empty where the rule only forwards.")]
     series: Annotated[str, Meta(description="SeriesInstanceUID of the images.")]
     created: Time
     updated: Time
@@ -55,7 +67,14 @@ class JobDocument(msgspec.Struct, frozen=True):
     segmentation_series: Annotated[str, Meta(description="SeriesInstanceUID of the result; empty while it is not held.")]
     study: Annotated[str, Meta(description="StudyInstanceUID of the result; empty while it is not held.")]
     stages: tuple[StageDocument, ...]
-    deliveries: tuple[DeliveryDocument, ...]
+    counts: tuple[CountDocument, ...]
+    deliveries: Annotated[
+        tuple[DeliveryDocument, ...],
+        Meta(
+            description="Of a job that only forwards at most 20: those that failed or wait, and SEGs that were taken as another"
+            " object."
+        ),
+    ]
 
 
 def job_document(job: Job, index: Index) -> JobDocument:
@@ -65,7 +84,7 @@ def job_document(job: Job, index: Index) -> JobDocument:
         id=job.id,
         state=job.state,
         rule=rule_name(job.rule_digest),
-        model=f"{job.model} {job.model_version}",
+        model=model_name(job.model, job.model_version),
         series=job.series_instance_uid,
         created=iso_time(job.created_at),
         updated=iso_time(job.updated_at),
@@ -76,8 +95,14 @@ def job_document(job: Job, index: Index) -> JobDocument:
         segmentation_series=made.series_instance_uid if made else "",
         study=made.study_instance_uid if made else "",
         stages=tuple(StageDocument(state, iso_time(at)) for state, at in job.transitions),
+        counts=tuple(_count_document(job, name) for name in sorted({destination for destination, _ in job.counts})),
         deliveries=tuple(map(_delivery_document, job.deliveries)),
     )
+
+
+def model_name(name: str, version: str) -> str:
+    """A model as documents name it; empty where there is none."""
+    return f"{name} {version}".strip()
 
 
 def rule_name(digest: str) -> str:
@@ -85,9 +110,15 @@ def rule_name(digest: str) -> str:
     return digest[:12]
 
 
+def _count_document(job: Job, destination: str) -> CountDocument:
+    of_state = {state: job.counts.get((destination, state), 0) for state in get_args(DeliveryState)}
+    return CountDocument(destination, **of_state)
+
+
 def _delivery_document(delivery: Delivery) -> DeliveryDocument:
     return DeliveryDocument(
         destination=delivery.destination,
+        object=delivery.sop_instance_uid,
         state=delivery.state,
         form=delivery.form,
         attempts=delivery.attempts,

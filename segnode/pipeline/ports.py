@@ -1,8 +1,9 @@
 """What the pipeline asks of the outside: models, destinations, archives, and what peers have of a series."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -29,6 +30,30 @@ class Model(Protocol):
         ...
 
 
+class Identified(Protocol):
+    """An object that an archive may hold, by its identity."""
+
+    @property
+    def sop_class_uid(self) -> str:
+        """SOPClassUID."""
+        ...
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOPInstanceUID."""
+        ...
+
+    @property
+    def series_instance_uid(self) -> str:
+        """SeriesInstanceUID."""
+        ...
+
+    @property
+    def study_instance_uid(self) -> str:
+        """StudyInstanceUID."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A SEG in one form, as a Part 10 file.
@@ -43,30 +68,6 @@ class Encoded:
     study_instance_uid: str
     part10: bytes
     numbers: Mapping[int, int] = field(default_factory=dict)
-
-
-class Identified(Protocol):
-    """An object, by its UIDs: one that was encoded, or one that is held here."""
-
-    @property
-    def study_instance_uid(self) -> str:
-        """StudyInstanceUID."""
-        ...
-
-    @property
-    def series_instance_uid(self) -> str:
-        """SeriesInstanceUID."""
-        ...
-
-    @property
-    def sop_instance_uid(self) -> str:
-        """SOPInstanceUID."""
-        ...
-
-    @property
-    def sop_class_uid(self) -> str:
-        """SOPClassUID."""
-        ...
 
 
 class Segmentation(Protocol):
@@ -93,8 +94,20 @@ class Door(Protocol):
         ...
 
 
+class Passage(Protocol):
+    """The way into an archive for objects that are forwarded, while it is open."""
+
+    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether the archive lets objects of that class be sent in that transfer syntax."""
+        ...
+
+    def store(self, part10: Path | bytes) -> str:
+        """Send an object as it is in a file; returns and raises what Door does, FormRefused for this transfer syntax only."""
+        ...
+
+
 class Destination(Protocol):
-    """An archive that segmentations are sent to."""
+    """An archive that objects are sent to."""
 
     @property
     def where(self) -> str:
@@ -103,6 +116,13 @@ class Destination(Protocol):
 
     def reach(self, forms: Sequence[FormName]) -> AbstractContextManager[Door]:
         """Open the way for objects of these forms. Raises DeliveryDeferred when the archive cannot be reached."""
+        ...
+
+    def passage(self, kinds: Collection[tuple[str, str]]) -> AbstractContextManager[Passage]:
+        """Open the way for objects of these SOP classes in these transfer syntaxes, at most 128 pairs.
+
+        Raises DeliveryDeferred when the archive cannot be reached.
+        """
         ...
 
     def held(self, wanted: Identified) -> bytes | None:

@@ -8,18 +8,19 @@ from msgspec import Meta
 
 from segnode.dicom.uids import is_uid
 from segnode.errors import NotFound
-from segnode.pipeline.job_document import rule_name
-from segnode.pipeline.rules import Rule, documents, series_values
+from segnode.pipeline.forward import forward
+from segnode.pipeline.job_document import model_name, rule_name
+from segnode.pipeline.rules import AnyRule, ForwardRule, documents, series_values
 from segnode.pipeline.sweep import ImageValues, content_digest, decision_of
 from segnode.store.index import Index
-from segnode.store.jobs import Decision, Jobs, State
+from segnode.store.jobs import Jobs, State
 
 
 class Replayed(msgspec.Struct, frozen=True):
     """What a replay came to for one rule."""
 
     rule: Annotated[str, Meta(description="Names the rule as it is resolved now.")]
-    model: Annotated[str, Meta(description="Name and version of the model.")]
+    model: Annotated[str, Meta(description="Name and version of the model; empty where the rule only forwards.")]
     id: Annotated[str, Meta(description="The job, by its whole id.")]
     state: Annotated[State | None, Meta(description="null when there is no such job, which a dry run leaves so.")]
     made: Annotated[bool, Meta(description="Whether the job is new; content already processed makes nothing new.")]
@@ -28,7 +29,7 @@ class Replayed(msgspec.Struct, frozen=True):
 def replay(
     index: Index,
     jobs: Jobs,
-    rules: Sequence[Rule],
+    rules: Sequence[AnyRule],
     image_values: ImageValues,
     series_instance_uid: str,
     now: float,
@@ -43,7 +44,8 @@ def replay(
     images = index.images(series_instance_uid) if is_uid(series_instance_uid) else []
     if not images:
         raise NotFound(f"no images of series {series_instance_uid!r} are held")
-    values = series_values(index.series(series_instance_uid), index.senders(series_instance_uid))
+    senders = index.senders(series_instance_uid)
+    values = series_values(index.series(series_instance_uid), senders)
     possible = [rule for rule in rules if not rule.unsatisfied(values)]
     asked = frozenset().union(*(rule.image_keywords for rule in possible))
     of_images = image_values(series_instance_uid, asked, now) if asked else {}
@@ -51,10 +53,15 @@ def replay(
     if not dry_run:
         jobs.load_rules(documents(selecting), now)
     content = content_digest(image.sop_instance_uid for image in images)
-    return [_replay(jobs, decision_of(series_instance_uid, content, rule), now, dry_run=dry_run) for rule in selecting]
-
-
-def _replay(jobs: Jobs, decision: Decision, now: float, *, dry_run: bool) -> Replayed:
-    made = not dry_run and jobs.decide(decision, now)
-    model = f"{decision.model} {decision.model_version}"
-    return Replayed(rule_name(decision.rule_digest), model, decision.id, jobs.state(decision.id), made)
+    replayed = []
+    for rule in selecting:
+        decision = decision_of(series_instance_uid, content, rule)
+        if dry_run:
+            made = False
+        elif isinstance(rule, ForwardRule):
+            made = forward(jobs, decision, rule, images, senders, now)
+        else:
+            made = jobs.decide(decision, now)
+        model = model_name(decision.model, decision.model_version)
+        replayed.append(Replayed(rule_name(decision.rule_digest), model, decision.id, jobs.state(decision.id), made))
+    return replayed

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,30 +16,14 @@ from segnode.errors import LabelError
 from segnode.seg.segments import LabelDictionary, read_label_dictionary
 from segnode.store.index import Sender
 
+_R = TypeVar("_R")
 _HELD_FORM: Final[FormName] = "labelmap:rle"
 
 
-class Rule(msgspec.Struct, frozen=True, dict=True):
-    """A rule with what it names; `first_form` is the LABELMAP form that its first destination would like best."""
+class _Selecting(msgspec.Struct, frozen=True, dict=True):
+    """A rule, as far as it selects series."""
 
     config: RuleConfig
-    model: ModelConfig
-    dictionary: LabelDictionary
-    first_form: FormName
-
-    @cached_property
-    def digest(self) -> str:
-        """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
-        # Only where it is allowed: it came later, and what there was before keeps its name. Sides change nothing that is made.
-        tilt = ["allow_tilt"] if self.config.allow_tilt else []
-        return derived_digest(
-            "rule",
-            [f"{keyword}={asked(when)}" for keyword, when in sorted(self.config.when.items())],
-            self.config.send_to,
-            (self.model.name, self.model.version),
-            msgspec.json.encode(self.dictionary).decode(),
-            *tilt,
-        )
 
     @property
     def document(self) -> str:
@@ -58,6 +42,55 @@ class Rule(msgspec.Struct, frozen=True, dict=True):
         """
         return [key for key, when in self.config.when.items() if key in values and not satisfied(when, values[key])]
 
+    @property
+    def _conditions(self) -> list[str]:
+        return [f"{keyword}={asked(when)}" for keyword, when in sorted(self.config.when.items())]
+
+
+class Rule(_Selecting, frozen=True):
+    """A rule with what it names; `first_form` is the LABELMAP form that its first destination would like best."""
+
+    model: ModelConfig
+    dictionary: LabelDictionary
+    first_form: FormName
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
+        # Only where it is allowed: it came later, and what there was before keeps its name. Sides change nothing that is made.
+        tilt = ["allow_tilt"] if self.config.allow_tilt else []
+        return derived_digest(
+            "rule",
+            self._conditions,
+            self.config.send_to,
+            (self.model.name, self.model.version),
+            msgspec.json.encode(self.dictionary).decode(),
+            *tilt,
+        )
+
+    @property
+    def made_by(self) -> tuple[str, str]:
+        """Name and version of the model."""
+        return self.model.name, self.model.version
+
+
+class ForwardRule(_Selecting, frozen=True):
+    """A rule without a model: what comes in is sent on. `addresses` are those of its destinations, by name."""
+
+    addresses: Mapping[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what this rule does; an address may change."""
+        return derived_digest("forward", self._conditions, self.config.send_to, str(self.config.reencode))
+
+    @property
+    def made_by(self) -> tuple[str, str]:
+        """No model, in no version."""
+        return "", ""
+
+
+AnyRule = Rule | ForwardRule
 
 # The values of a series by the keys that rules ask for: attributes by keyword, and who sent it. An image without one has "".
 SeriesValues = Mapping[str, Collection[str]]
@@ -77,12 +110,15 @@ def asked(when: When) -> str:
     return when if isinstance(when, str) else msgspec.json.encode(when).decode()
 
 
-def resolve_rules(config: Config) -> Sequence[Rule]:
+def resolve_rules(config: Config) -> Sequence[AnyRule]:
     """The rules of a configuration. Raises LabelError when a dictionary cannot be read."""
     folder: Path = config.folder
     forms = {destination.name: _labelmap_form(destination) for destination in config.destinations}
-    rules = []
+    rules: list[AnyRule] = []
     for rule in config.rules:
+        if rule.model is None:
+            rules.append(ForwardRule(rule, {d.name: d.to for d in config.destinations if d.name in rule.send_to}))
+            continue
         model = config.model(rule.model)
         first_form = forms[rule.send_to[0]] if rule.send_to else _HELD_FORM
         rules.append(Rule(rule, model, read_label_dictionary(model.labels, folder), first_form))
@@ -94,14 +130,23 @@ def _labelmap_form(destination: DestinationConfig) -> FormName:
     return next((form for form in destination.seg if form.startswith("labelmap:")), _HELD_FORM)
 
 
-def documents(rules: Sequence[Rule]) -> Mapping[str, str]:
+def documents(rules: Sequence[AnyRule]) -> Mapping[str, str]:
     """The documents of rules, by digest."""
     return {rule.digest: rule.document for rule in rules}
 
 
 def rule_of(document: str) -> Rule:
-    """The rule that a document holds. Raises LabelError when this version cannot read it."""
+    """The rule with a model that a document holds. Raises LabelError when this version cannot read it."""
+    return _decoded(document, Rule)
+
+
+def forward_rule_of(document: str) -> ForwardRule:
+    """The rule without a model that a document holds. Raises LabelError when this version cannot read it."""
+    return _decoded(document, ForwardRule)
+
+
+def _decoded(document: str, kind: type[_R]) -> _R:
     try:
-        return msgspec.json.decode(document, type=Rule)
+        return msgspec.json.decode(document, type=kind)
     except msgspec.DecodeError as error:
         raise LabelError(f"the rule that asked for it was kept by another version of segnode: {error}") from error

@@ -8,7 +8,8 @@ from typing import Final
 import structlog
 
 from segnode.dicom.uids import derived_digest
-from segnode.pipeline.rules import Rule, SeriesValues, series_values
+from segnode.pipeline.forward import forward
+from segnode.pipeline.rules import AnyRule, ForwardRule, SeriesValues, series_values
 from segnode.store.index import Index, Instance, QuietSeries
 from segnode.store.jobs import TAKEN, Decision, Job, Jobs
 
@@ -32,7 +33,7 @@ class Sweep:
 
     index: Index
     jobs: Jobs
-    rules: Sequence[Rule]
+    rules: Sequence[AnyRule]
     first_loaded: Mapping[str, float]
     image_values: ImageValues
     ask: Callable[[str, QuietSeries], None]
@@ -52,7 +53,8 @@ class Sweep:
 
         Jobs of fewer images are cancelled when nobody has their SEG yet.
         """
-        values = series_values(series.attributes, self.index.senders(series.series_instance_uid))
+        senders = self.index.senders(series.series_instance_uid)
+        values = series_values(series.attributes, senders)
         selecting = [
             rule
             for rule in self.rules
@@ -70,11 +72,15 @@ class Sweep:
             if any(image.received_at > series.last_received_at for image in images):
                 return  # it came while this was looked at
             for rule in due:
-                self._decide(decision_of(series.series_instance_uid, content, rule), rule, images)
+                decision = decision_of(series.series_instance_uid, content, rule)
+                if isinstance(rule, ForwardRule):
+                    forward(self.jobs, decision, rule, images, senders, self.clock())
+                else:
+                    self._decide(decision, rule, images)
         if len(complete) == len(selecting):
             self.index.set_considered(series)
 
-    def _is_complete(self, series: QuietSeries, rule: Rule) -> bool:
+    def _is_complete(self, series: QuietSeries, rule: AnyRule) -> bool:
         """Whether nothing brings the series any more, and what the rule waits for has come, or `quiet` is over."""
         if series.is_being_sent:
             return False
@@ -93,7 +99,7 @@ class Sweep:
             return False
         return 0 < answer.instances <= self.index.count_images(series.series_instance_uid)
 
-    def _decide(self, decision: Decision, rule: Rule, images: Sequence[Instance]) -> None:
+    def _decide(self, decision: Decision, rule: AnyRule, images: Sequence[Instance]) -> None:
         """Commit a decision, unless there is a result already that the rule keeps."""
         kept = taken(self.jobs, decision) if rule.config.late == "keep" else []
         if not kept or any(job.id == decision.id for job in kept):
@@ -109,17 +115,17 @@ class Sweep:
             self.jobs.note(job.id, note)
             _log.info("images came late: the result is kept", job=job.id, images=number)
 
-    def _images_satisfy(self, rule: Rule, series: QuietSeries) -> bool:
+    def _images_satisfy(self, rule: AnyRule, series: QuietSeries) -> bool:
         keywords = rule.image_keywords
         if not keywords:
             return True
         return not rule.unsatisfied(self.image_values(series.series_instance_uid, keywords, series.last_received_at))
 
 
-def decision_of(series: str, content: str, rule: Rule) -> Decision:
+def decision_of(series: str, content: str, rule: AnyRule) -> Decision:
     """What a rule decides of a series with that content: always the same job."""
     job_id = derived_digest("job", series, content, rule.digest)[:32]
-    return Decision(job_id, series, content, rule.digest, rule.model.name, rule.model.version)
+    return Decision(job_id, series, content, rule.digest, *rule.made_by)
 
 
 def taken(jobs: Jobs, decision: Decision | Job) -> list[Job]:

@@ -14,7 +14,8 @@ from segnode.dicom.header import Header, read_header
 from segnode.dicom.volume import order_slices
 from segnode.errors import NotAVolume, Refusal
 from segnode.pipeline.assemble import values_in_files
-from segnode.pipeline.rules import Rule, SeriesValues, asked, series_values
+from segnode.pipeline.job_document import model_name
+from segnode.pipeline.rules import AnyRule, SeriesValues, asked, series_values
 from segnode.store.index import Sender
 
 
@@ -32,9 +33,12 @@ class RuleTrial(msgspec.Struct, frozen=True):
     place: Annotated[int, Meta(description="Of the rule in the configuration, from 0.")]
     selects: bool
     unsatisfied: list[Unsatisfied]
-    model: Annotated[str, Meta(description="Name and version of the model.")]
+    model: Annotated[str, Meta(description="Name and version of the model; empty where the rule only forwards.")]
     quiet: Annotated[float, Meta(description="Seconds without a new image that it would wait for.")]
-    send_to: dict[str, tuple[FormName, ...]]
+    send_to: Annotated[
+        dict[str, tuple[FormName, ...]],
+        Meta(description="The forms that each destination is offered a SEG in, best first; none where all is sent as it came."),
+    ]
 
 
 class SeriesTrial(msgspec.Struct, frozen=True):
@@ -68,7 +72,7 @@ class _Series:
     headers: list[Header]
 
 
-def try_rules(config: Config, rules: Sequence[Rule], paths: Iterable[Path], sender: Sender) -> Trial:
+def try_rules(config: Config, rules: Sequence[AnyRule], paths: Iterable[Path], sender: Sender) -> Trial:
     """What rules would do with the images in files if `sender` sent them."""
     found: dict[str, _Series] = {}
     refused = []
@@ -88,21 +92,22 @@ def try_rules(config: Config, rules: Sequence[Rule], paths: Iterable[Path], send
 
 
 def _try_series(
-    config: Config, rules: Sequence[Rule], uid: str, series: _Series, keywords: frozenset[str], sender: Sender
+    config: Config, rules: Sequence[AnyRule], uid: str, series: _Series, keywords: frozenset[str], sender: Sender
 ) -> SeriesTrial:
     values = {**series_values(series.headers[0].attributes, [sender]), **values_in_files(series.paths, keywords)}
     tried = [_try_rule(config, place, rule, values) for place, rule in enumerate(rules)]
     return SeriesTrial(uid, len(series.paths), _volume(series.paths), tried)
 
 
-def _try_rule(config: Config, place: int, rule: Rule, values: SeriesValues) -> RuleTrial:
-    forms = {destination.name: destination.seg for destination in config.destinations}
+def _try_rule(config: Config, place: int, rule: AnyRule, values: SeriesValues) -> RuleTrial:
+    as_it_came = rule.config.model is None and not rule.config.reencode
+    forms = {destination.name: () if as_it_came else destination.seg for destination in config.destinations}
     keys = rule.unsatisfied(values)
     return RuleTrial(
         place,
         not keys,
         [Unsatisfied(key, asked(rule.config.when[key]), sorted(filter(None, values[key]))) for key in keys],
-        f"{rule.model.name} {rule.model.version}",
+        model_name(*rule.made_by),
         rule.config.quiet,
         {name: forms[name] for name in rule.config.send_to},
     )

@@ -6,9 +6,9 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Final, ParamSpec, TypeVar
 
@@ -20,9 +20,10 @@ from segnode.errors import JobEnded, OutOfResources, SegnodeError
 from segnode.pipeline.assemble import Superseded
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.encode import Encoder
+from segnode.pipeline.forwarder import Forwarder
 from segnode.pipeline.infer import Inferrer
-from segnode.pipeline.rules import Rule, rule_of
-from segnode.store.jobs import OWED, Delivery, Job, Jobs
+from segnode.pipeline.rules import Rule, forward_rule_of, rule_of
+from segnode.store.jobs import Attempt, Delivery, Job, Jobs
 from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Stages:
     inferrer: Inferrer
     encoder: Encoder
     deliverer: Deliverer
+    forwarder: Forwarder
     jobs: Jobs
     meter: Meter
     clock: Callable[[], float]
@@ -63,19 +65,31 @@ class Stages:
         """Make the SEG of a job; False when the job has ended with that. Raises OutOfResources."""
         return self._stage("encode", job_id, self.encoder.encode)
 
-    def deliver(self, job_id: str, destination: str, attempt: int) -> None:
-        """Attempt a delivery, unless that attempt is over. Raises OutOfResources."""
-        delivery = self.jobs.delivery(job_id, destination)
-        if delivery.state not in OWED or delivery.attempts != attempt:
+    def deliver(self, attempt: Attempt) -> None:
+        """Make the deliveries of an attempt that it has not made yet. Raises OutOfResources."""
+        with bound_contextvars(job=attempt.job_id, destination=attempt.destination):
+            while deliveries := self.jobs.attempted(attempt):
+                try:
+                    self._attempt(deliveries)
+                except OutOfResources:
+                    raise
+                except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
+                    _log.exception("delivery broke")
+                    for broken in self.jobs.attempted(attempt)[:1]:
+                        self.jobs.given_up(broken, _unforeseen(error), self.clock())
+                else:
+                    return
+
+    def _attempt(self, deliveries: Sequence[Delivery]) -> None:
+        stored = [delivery for delivery in deliveries if delivery.state == "confirming"]
+        if not all(self.deliverer.confirm(delivery) for delivery in stored) or len(stored) == len(deliveries):
             return
-        with bound_contextvars(job=job_id, destination=destination):
-            try:
-                self.deliverer.attempt(delivery)
-            except OutOfResources:
-                raise
-            except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
-                _log.exception("delivery broke")
-                self.jobs.given_up(delivery, _unforeseen(error), self.clock())
+        job = self.jobs.job(deliveries[0].job_id)
+        owed = [delivery for delivery in deliveries if delivery.state == "waiting"]
+        if job.only_forwards:
+            self.forwarder.attempt(owed, forward_rule_of(self.jobs.rule(job.rule_digest)))
+        else:
+            self.deliverer.attempt(owed[0])
 
     def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)
@@ -132,8 +146,8 @@ class Workflows:
             return self.stages.encode(job_id)
 
         @_step("attempt")
-        def attempt(job_id: str, destination: str, number: int) -> None:
-            self.stages.deliver(job_id, destination, number)
+        def attempt(job_id: str, destination: str, due_at: float) -> None:
+            self.stages.deliver(Attempt(job_id, destination, due_at))
 
         @DBOS.workflow(name="make")
         def make(job_id: str) -> None:
@@ -143,9 +157,9 @@ class Workflows:
                     encode(job_id)
 
         @DBOS.workflow(name="deliver")
-        def deliver(job_id: str, destination: str, number: int) -> None:
+        def deliver(job_id: str, destination: str, due_at: float) -> None:
             with self._at_work():
-                attempt(job_id, destination, number)
+                attempt(job_id, destination, due_at)
 
         self._make, self._deliver = make, deliver
         self._begun: set[str] = set()
@@ -154,14 +168,14 @@ class Workflows:
         self._look_at = time.monotonic() + _LOOK_S
         DBOS.launch()
 
-    def run(self, attempts: Iterable[tuple[str, int]], deliveries: Iterable[Delivery]) -> None:
-        """Have the SEGs of these jobs made and these deliveries attempted, as far as there is room now.
+    def run(self, unfinished: Iterable[tuple[str, int]], attempts: Iterable[Attempt]) -> None:
+        """Have the SEGs of these jobs made and these attempts at deliveries, as far as there is room now.
 
         What was asked for before is the same workflow; what there is no room for is to be asked for again. The rows are the
         queue: one of the engine's own would be looked into every half second, and hold what a person has cancelled.
         """
-        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in attempts}
-        deliver = {_workflow_id("deliver", *key): key for key in map(_attempt_key, deliveries)}
+        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in unfinished}
+        deliver = {_workflow_id("deliver", *key): key for key in map(astuple, attempts)}
         self._begun &= make.keys() | deliver.keys()
         for workflow_id in self._not_begun(make, _MADE_AT_ONCE):
             with SetWorkflowID(workflow_id):
@@ -224,11 +238,7 @@ def _step(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return DBOS.step(name=name, retries_allowed=True, max_attempts=_ATTEMPTS, interval_seconds=_REPEAT_S, backoff_rate=1.0)
 
 
-def _attempt_key(delivery: Delivery) -> tuple[str, str, int]:
-    return delivery.job_id, delivery.destination, delivery.attempts
-
-
-def _workflow_id(*parts: str | int) -> str:
+def _workflow_id(*parts: str | float) -> str:
     return ":".join(map(str, (*parts, WORKFLOW_VERSION)))
 
 

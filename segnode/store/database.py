@@ -3,11 +3,12 @@
 import errno
 import fcntl
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, ExceptionContext, MetaData, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, ExceptionContext, MetaData, Table, create_engine, event, inspect
 from sqlalchemy.schema import CreateColumn
 
 from segnode.errors import OutOfResources, Trouble
@@ -33,7 +34,7 @@ def open_database(path: Path) -> Engine:
 
 
 def make_tables(metadata: MetaData, engine: Engine) -> None:
-    """Make the tables that are missing, and the columns that an earlier version of segnode did not have.
+    """Make the tables that are missing, and the columns and keys that an earlier version of segnode did not have.
 
     Such a column needs a default on the server (server_default): it is that of the rows that are there.
     """
@@ -41,10 +42,26 @@ def make_tables(metadata: MetaData, engine: Engine) -> None:
         metadata.create_all(connection)
         for table in metadata.tables.values():
             there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+            key = inspect(connection).get_pk_constraint(table.name)["constrained_columns"]
+            if key != [column.name for column in table.primary_key.columns]:
+                _make_anew(connection, table, there)
+                continue
             for column in table.columns:
                 if column.name not in there:
                     definition = CreateColumn(column).compile(dialect=engine.dialect)
                     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+
+
+def _make_anew(connection: Connection, table: Table, there: Collection[str]) -> None:
+    """Make a table again that has another key, with the rows that it has: SQLite changes no key in its place."""
+    before = f"{table.name}_before"
+    connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {before}")
+    for index in table.indexes:
+        connection.exec_driver_sql(f"DROP INDEX IF EXISTS {index.name}")
+    table.create(connection)
+    names = ", ".join(column.name for column in table.columns if column.name in there)
+    connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {before}")  # noqa: S608  names of ours
+    connection.exec_driver_sql(f"DROP TABLE {before}")
 
 
 def reading(engine: Engine) -> Engine:

@@ -22,8 +22,10 @@ from sqlalchemy import (
     and_,
     exists,
     func,
+    or_,
     select,
 )
+from sqlalchemy import Index as DatabaseIndex
 from sqlalchemy.dialects.sqlite import insert
 
 from segnode.errors import JobEnded, NotFound
@@ -36,6 +38,8 @@ DeliveryState = Literal["waiting", "confirming", "delivered", "failed", "cancell
 # Of these something is still to be done; of those the destination has the object, as it says.
 OWED: Final[tuple[DeliveryState, ...]] = ("waiting", "confirming")
 TAKEN: Final[tuple[DeliveryState, ...]] = ("confirming", "delivered")
+# Of a job that forwards hundreds of objects.
+_NAMED: Final = 20
 
 _metadata = MetaData()
 _rule = Table(
@@ -75,8 +79,8 @@ _delivery = Table(
     _metadata,
     Column("job_id", ForeignKey("job.id"), primary_key=True),
     Column("destination", String, primary_key=True),
-    Column("sop_instance_uid", String, nullable=False),
-    Column("state", String, nullable=False, index=True),
+    Column("sop_instance_uid", String, primary_key=True),
+    Column("state", String, nullable=False),
     Column("form", String, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_attempt_at", Float, nullable=False),
@@ -90,6 +94,8 @@ _delivery = Table(
     Column("stored_in", Integer, nullable=False, server_default="0"),
     Column("sent_again", Integer, nullable=False, server_default="0"),
 )
+# All that is asked of what is due, and counted, without a look at the rows.
+DatabaseIndex("delivery_by_state", _delivery.c.state, _delivery.c.destination, _delivery.c.next_attempt_at, _delivery.c.job_id)
 # Which job's result takes the place of which other's, where that is to be rejected.
 _replacement = Table(
     "replacement",
@@ -151,10 +157,21 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """Deliveries of a job to a destination that are attempted together: those that were due at a time."""
+
+    job_id: str
+    destination: str
+    due_at: float
+
+
+@dataclass(frozen=True)
 class Job:
     """A decision as a person sees it: `attempt` counts its retries, `transitions` lists when it came into each state.
 
-    Without a content it is of no images: it is there for the deliveries of a rejection note.
+    Without a content it is of no images: it is there for the deliveries of a rejection note. Without a model it forwards
+    the images themselves; `deliveries` are then those that a person would look at first, and `counts` counts them all, by
+    destination and state.
     """
 
     id: str
@@ -172,6 +189,12 @@ class Job:
     updated_at: float
     transitions: tuple[tuple[State, float], ...]
     deliveries: tuple[Delivery, ...]
+    counts: Mapping[tuple[str, DeliveryState], int]
+
+    @property
+    def only_forwards(self) -> bool:
+        """Whether it makes nothing, and sends on what came in."""
+        return not self.model
 
     @property
     def has_ended(self) -> bool:
@@ -220,6 +243,27 @@ class Jobs:
             _record(connection, decision.id, "waiting", now)
             return True
 
+    def decide_forward(self, decision: Decision, owed: Iterable[tuple[str, str]], note: str, now: float) -> bool:
+        """Commit a decision to forward as a job that owes these (SOP instance UID, destination), and return True.
+
+        What a job of that rule has owed before, however that went, is not owed again; a decision that was made before stays
+        as it is.
+        """
+        row = {**vars(decision), "state": "waiting", "note": note, "created_at": now, "updated_at": now}
+        of_rule = and_(_job.c.series_instance_uid == decision.series_instance_uid, _job.c.rule_digest == decision.rule_digest)
+        query = select(_delivery.c.sop_instance_uid, _delivery.c.destination).join(_job).where(of_rule)
+        with self._writer.begin() as connection:
+            added = insert(_job).values(row).on_conflict_do_nothing().returning(_job.c.id)
+            if connection.execute(added).first() is None:
+                return False
+            _record(connection, decision.id, "waiting", now)
+            before = {(uid, destination) for uid, destination in connection.execute(query)}
+            for uid, destination in owed:
+                if (uid, destination) not in before:
+                    _owe(connection, decision.id, uid, [destination], now)
+            _settle(connection, decision.id, now)
+            return True
+
     def enter(self, job_id: str, state: State, now: float) -> None:
         """A job that goes on comes into a state. Raises JobEnded when it was cancelled."""
         with self._writer.begin() as connection:
@@ -237,6 +281,14 @@ class Jobs:
         """Something a person should know of a job that goes on."""
         with self._writer.begin() as connection:
             connection.execute(_job.update().where(_job.c.id == job_id).values(note=note))
+
+    def add_note(self, job_id: str, note: str) -> None:
+        """Something more that a person should know of a job; once."""
+        with self._writer.begin() as connection:
+            noted = connection.execute(select(_job.c.note).where(_job.c.id == job_id)).scalar_one()
+            if note not in noted.split("; "):
+                joined = "; ".join(filter(None, (noted, note)))
+                connection.execute(_job.update().where(_job.c.id == job_id).values(note=joined))
 
     def owe(self, job_id: str, sop_instance_uid: str, destinations: Iterable[str], now: float) -> None:
         """The result of a job exists and is owed to these destinations; to none means that the job is done.
@@ -294,10 +346,10 @@ class Jobs:
             _move(connection, job_id, "cancelled", now)
 
     def unsent(self, series: str) -> Mapping[str, str]:
-        """Jobs of a series that go on and of which no destination has anything yet: the content of each by its id."""
+        """Jobs of a series that go on and of whose result no destination has anything yet: the content of each by its id."""
         taken = exists().where(_delivery.c.job_id == _job.c.id, _delivery.c.state.in_(TAKEN))
-        query = select(_job.c.id, _job.c.content_digest)
-        query = query.where(_job.c.series_instance_uid == series, _job.c.content_digest != "", _going_on(), ~taken)
+        query = select(_job.c.id, _job.c.content_digest).where(_job.c.series_instance_uid == series)
+        query = query.where(_job.c.content_digest != "", _job.c.model != "", _going_on(), ~taken)
         with self._reader.connect() as connection:
             return {row.id: row.content_digest for row in connection.execute(query)}
 
@@ -366,6 +418,10 @@ class Jobs:
         values = {"stored_at": now, "stored_in": delivery.attempts, "next_attempt_at": now, **_taken(taken)}
         self._attempted(delivery, {"state": "confirming", "last_answer": answer, **values}, now)
 
+    def awaited(self, delivery: Delivery, answer: str, look_at: float, now: float) -> None:
+        """The proof of an object has not come yet; it is looked for then."""
+        self._attempted(delivery, {"last_answer": answer, "next_attempt_at": look_at}, now)
+
     def proved(self, delivery: Delivery, answer: str, now: float) -> None:
         """A destination has its object, which is proved."""
         self._attempted(delivery, {"state": "delivered", "last_answer": answer}, now)
@@ -386,8 +442,15 @@ class Jobs:
             connection.execute(_delivery.update().where(confirming).values(next_attempt_at=now))
 
     def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
-        """A destination could not take its object now; it is owed until then."""
-        self._attempted(delivery, {"last_answer": answer, "next_attempt_at": next_attempt_at}, now)
+        """A destination could not take its object now; it is owed until then, and so is what else of its job waits for it."""
+        with self._writer.begin() as connection:
+            _put_off(connection, delivery, next_attempt_at)
+            _record_attempt(connection, delivery, {"last_answer": answer, "next_attempt_at": next_attempt_at}, now)
+
+    def put_off(self, delivery: Delivery, until: float) -> None:
+        """What is owed of a job to a destination was not attempted, and is owed until then."""
+        with self._writer.begin() as connection:
+            _put_off(connection, delivery, until)
 
     def refused(self, delivery: Delivery, answer: str, now: float) -> None:
         """A destination will not take its object, as it says itself."""
@@ -420,9 +483,24 @@ class Jobs:
             asked.append(_delivery.c.created_at < decided_before)
         return self._deliveries(and_(*asked), limit)
 
-    def delivery(self, job_id: str, destination: str) -> Delivery:
-        """The delivery of a job's result to a destination."""
-        return self._deliveries(and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination))[0]
+    def attempts(self, now: float, destination: str, limit: int | None = None) -> list[Attempt]:
+        """Attempts at a destination whose time has come, the longest due first, at most so many."""
+        due_at = func.min(_delivery.c.next_attempt_at)
+        query = select(_delivery.c.job_id, due_at.label("due_at")).where(_is_due(now), _delivery.c.destination == destination)
+        query = query.group_by(_delivery.c.job_id).order_by(due_at, _delivery.c.job_id).limit(limit)
+        with self._reader.connect() as connection:
+            return [Attempt(row.job_id, destination, row.due_at) for row in connection.execute(query)]
+
+    def attempted(self, attempt: Attempt) -> list[Delivery]:
+        """The deliveries of an attempt that are still to be made; what broke off most often comes last."""
+        mine = and_(_delivery.c.job_id == attempt.job_id, _delivery.c.destination == attempt.destination)
+        found = self._deliveries(and_(mine, _is_due(attempt.due_at)))
+        return sorted(found, key=lambda delivery: delivery.attempts)
+
+    def stored_as(self, job_id: str, destination: str, sop_instance_uid: str) -> Delivery | None:
+        """The delivery of a job that a destination has stored as the object of that UID, as it said."""
+        mine = and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination)
+        return next(iter(self._deliveries(and_(mine, _delivery.c.sent_sop_instance_uid == sop_instance_uid))), None)
 
     def waiting(self) -> list[tuple[str, int]]:
         """Id and attempt of each job whose result does not exist yet."""
@@ -483,12 +561,12 @@ class Jobs:
 
     def _attempted(self, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
         with self._writer.begin() as connection:
-            connection.execute(_delivery.update().where(_mine(delivery)).values(attempts=delivery.attempts + 1, **values))
-            _settle(connection, delivery.job_id, now)
+            _record_attempt(connection, delivery, values, now)
 
-    def _deliveries(self, asked: Any, limit: int | None = None) -> list[Delivery]:
+    def _deliveries(self, asked: Any, limit: int | None = None, *first: ColumnElement[Any]) -> list[Delivery]:
         query = select(_delivery).where(asked)
-        query = query.order_by(_delivery.c.next_attempt_at, _delivery.c.destination, _delivery.c.job_id).limit(limit)
+        in_order = (*first, _delivery.c.next_attempt_at, *_delivery.primary_key.columns)
+        query = query.order_by(*in_order).limit(limit)
         with self._reader.connect() as connection:
             return [_as_delivery(dict(row)) for row in connection.execute(query).mappings()]
 
@@ -503,8 +581,19 @@ class Jobs:
     def _as_job(self, connection: Connection, row: dict[str, Any]) -> Job:
         in_order = select(_transition.c.state, _transition.c.at).where(_transition.c.job_id == row["id"])
         transitions = connection.execute(in_order.order_by(_transition.c.sequence)).all()
-        deliveries = self._deliveries(_delivery.c.job_id == row["id"])
-        return Job(**row, transitions=tuple((t.state, t.at) for t in transitions), deliveries=tuple(deliveries))
+        mine = _delivery.c.job_id == row["id"]
+        by_state = select(_delivery.c.destination, _delivery.c.state, func.count()).where(mine)
+        by_state = by_state.group_by(_delivery.c.destination, _delivery.c.state)
+        counts = {(found[0], found[1]): found[2] for found in connection.execute(by_state)}
+        if row["model"]:
+            deliveries = self._deliveries(mine)
+        else:
+            as_it_was = _delivery.c.sent_sop_instance_uid == _delivery.c.sop_instance_uid
+            trouble = and_(mine, ~and_(_delivery.c.state == "delivered", as_it_was))
+            failed_first = (_delivery.c.state != "failed", _delivery.c.attempts.desc())
+            deliveries = self._deliveries(trouble, _NAMED, *failed_first)
+        entered = tuple((t.state, t.at) for t in transitions)
+        return Job(**row, transitions=entered, deliveries=tuple(deliveries), counts=counts)
 
 
 def _as_delivery(row: dict[str, Any]) -> Delivery:
@@ -513,7 +602,24 @@ def _as_delivery(row: dict[str, Any]) -> Delivery:
 
 
 def _mine(delivery: Delivery) -> ColumnElement[bool]:
-    return and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
+    return and_(
+        _delivery.c.job_id == delivery.job_id,
+        _delivery.c.destination == delivery.destination,
+        _delivery.c.sop_instance_uid == delivery.sop_instance_uid,
+    )
+
+
+def _put_off(connection: Connection, delivery: Delivery, until: float) -> None:
+    """What is owed of the same job waits as well; what is to be proved, where it would be looked at sooner."""
+    mine = and_(_delivery.c.job_id == delivery.job_id, _delivery.c.destination == delivery.destination)
+    sooner = and_(_delivery.c.state == "confirming", _delivery.c.next_attempt_at < until)
+    mine = and_(mine, or_(_delivery.c.state == "waiting", sooner))
+    connection.execute(_delivery.update().where(mine).values(next_attempt_at=until))
+
+
+def _record_attempt(connection: Connection, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
+    connection.execute(_delivery.update().where(_mine(delivery)).values(attempts=delivery.attempts + 1, **values))
+    _settle(connection, delivery.job_id, now)
 
 
 def _is_due(now: float) -> ColumnElement[bool]:
@@ -575,10 +681,10 @@ def _settle(connection: Connection, job_id: str, now: float) -> None:
     before = _state(connection, job_id)
     if before == "cancelled":
         return
-    rows = connection.execute(select(_delivery).where(_delivery.c.job_id == job_id)).all()
-    failures = [f"{row.destination}: {row.last_answer}" for row in rows if row.state == "failed"]
+    mine = _delivery.c.job_id == job_id
+    failures = _failures(connection, job_id)
     state: State = "delivered"
-    if any(row.state in OWED for row in rows):
+    if connection.execute(select(_delivery.c.job_id).where(mine, _delivery.c.state.in_(OWED)).limit(1)).first():
         state = "delivering"
     elif failures:
         state = "failed"
@@ -586,6 +692,18 @@ def _settle(connection: Connection, job_id: str, now: float) -> None:
     connection.execute(_job.update().where(_job.c.id == job_id).values(values))
     if state != before:
         _record(connection, job_id, state, now)
+
+
+def _failures(connection: Connection, job_id: str) -> list[str]:
+    """What destinations have refused of a job, and why; what has the same reason is one."""
+    columns = (_delivery.c.destination, _delivery.c.last_answer)
+    number, first = func.count().label("number"), func.min(_delivery.c.sop_instance_uid).label("first")
+    query = select(*columns, number, first).where(_delivery.c.job_id == job_id, _delivery.c.state == "failed")
+    rows = connection.execute(query.group_by(*columns).order_by(first, _delivery.c.destination).limit(_NAMED)).all()
+    return [
+        f"{row.destination}: {row.last_answer}" + (f" ({row.number} objects, {row.first} among them)" if row.number > 1 else "")
+        for row in rows
+    ]
 
 
 def _record(connection: Connection, job_id: str, state: State, now: float) -> None:

@@ -15,7 +15,7 @@ from segnode.config import readable_problem
 from segnode.errors import BadRequest
 from segnode.pipeline.job_document import job_document
 from segnode.pipeline.replay import Replayed, replay
-from segnode.pipeline.rules import Rule
+from segnode.pipeline.rules import AnyRule
 from segnode.pipeline.sweep import ImageValues
 from segnode.store.index import Index
 from segnode.store.jobs import STATES, Job, Jobs
@@ -30,7 +30,7 @@ class Api:
 
     index: Index
     jobs: Jobs
-    rules: Callable[[], Sequence[Rule]]
+    rules: Callable[[], Sequence[AnyRule]]
     image_values: ImageValues
     clock: Callable[[], float]
 

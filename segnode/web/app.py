@@ -15,7 +15,7 @@ from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, Segnod
 from segnode.pipeline.assemble import image_values
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
-from segnode.pipeline.rules import Rule
+from segnode.pipeline.rules import AnyRule
 from segnode.store.jobs import Jobs
 from segnode.store.leases import Leases
 from segnode.store.measures import Measures
@@ -38,7 +38,7 @@ def create_app(
     jobs: Jobs,
     leases: Leases,
     measures: Measures,
-    rules: Callable[[], Sequence[Rule]],
+    rules: Callable[[], Sequence[AnyRule]],
 ) -> Starlette:
     """The application on one store; `rules` gives the rules as they are configured now."""
     values = image_values(receiver.index, receiver.objects.path)

@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parents[2] / "conf" / "segnode.toml"
 ARCHIVE = '[[destinations]]\nname = "archive"\nto = "http://archive/dicom-web"\n'
 DIMSE = '[[destinations]]\nname = "archive"\nto = "A@host:104"\n'
 SECRET = '{ env = "A" }'
+FORWARD = '[[rules]]\nwhen = { Modality = "CT" }\nsend_to = ["archive"]\n'
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
 
 
@@ -89,6 +90,15 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         ('[[rules]]\nwhen = {}\nmodel = "treshold"', "rules[0].model", "threshold"),
         (RULE + 'send_to = ["archive"]', "rules[0].send_to[0]", "there are no [[destinations]]"),
         (ARCHIVE + RULE + 'send_to = ["archiv"]', "rules[0].send_to[0]", "archive"),
+        ("[[rules]]\nwhen = {}", "rules[0].send_to", "name a destination, or a model"),
+        (ARCHIVE + FORWARD + 'late = "keep"', "rules[0].late", "a rule without a model sends on what comes in"),
+        (ARCHIVE + FORWARD + "iocm = false", "rules[0].iocm", "leave it out"),
+        (ARCHIVE + FORWARD + 'laterality = "off"', "rules[0].laterality", "leave it out"),
+        (ARCHIVE + FORWARD + "allow_tilt = false", "rules[0].allow_tilt", "leave it out"),
+        (ARCHIVE + FORWARD + "re_encode = true", "rules[0].re_encode", "reencode"),
+        ("[[rules]]\nwhen = {}\nsend_to = ['archiv']", "rules[0].send_to[0]", "there are no [[destinations]]"),
+        ("[[rules]]\nwhen = { Modalty = 'CT' }\nsend_to = ['a']", "rules[0].when.Modalty", "Modality"),
+        (RULE + "reencode = true", "rules[0].reencode", "goes with a rule without a model"),
         (RULE + "quiet = -1", "rules[0].quiet", ">= 0"),
         (RULE + 'laterality = "maybe"', "rules[0].laterality: 'maybe' is not known", "allowed: hold, warn, off"),
         (RULE + 'allow_tilt = "yes"', "rules[0].allow_tilt", "bool"),
@@ -174,6 +184,12 @@ def test_defaults_are_the_contract() -> None:
         "labelmap:implicit",
         "binary:native",
     )
+
+
+def test_rule_without_a_model_forwards() -> None:
+    """It needs a destination, and nothing else; SEGs go as they came unless it says otherwise."""
+    (rule,) = parse_config(ARCHIVE + FORWARD, Path()).rules
+    assert rule == RuleConfig(when={"Modality": "CT"}, model=None, send_to=("archive",), reencode=False)
 
 
 def test_models_of_ones_own_bring_no_rule() -> None:

@@ -64,8 +64,8 @@ class Node:
         assembler = Assembler(self.objects, self.index)
         inferrer = Inferrer(assembler, self.jobs, {("m", "1"): self._run}, self.labelmaps, lambda: 1.0)
         encoder = Encoder(assembler, self.receiver, self.jobs, self.labelmaps, "SEGNODE", b"secret", lambda: 1.0)
-        no_deliverer = None
-        self.stages = Stages(inferrer, encoder, no_deliverer, self.jobs, Meter("worker"), lambda: 1.0)  # type: ignore[arg-type]
+        nobody = None
+        self.stages = Stages(inferrer, encoder, nobody, nobody, self.jobs, Meter("worker"), lambda: 1.0)  # type: ignore[arg-type]
 
     @property
     def rule(self) -> Rule:

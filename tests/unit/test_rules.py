@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from segnode.cli import main
 from segnode.config import parse_config
 from segnode.dicom.matching import Condition, When, satisfied
-from segnode.pipeline.rules import Rule, resolve_rules, rule_of, series_values
+from segnode.errors import LabelError
+from segnode.pipeline.rules import ForwardRule, Rule, forward_rule_of, resolve_rules, rule_of, series_values
 from segnode.store.index import Sender
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
@@ -144,3 +145,40 @@ def test_trial_fails_where_no_rule_acts(configured: Path, tmp_path: Path) -> Non
     code, said, trouble = run(configured, tmp_path / "mr.dcm", configured)
     assert (code, said.count("does not act")) == (1, 4)
     assert "1 file(s) would not be received: not a DICOM file" in trouble
+
+
+def test_trial_of_rules_that_only_forward(configured: Path, phantom: Phantom) -> None:
+    """They act without a model: what is sent is what came, and a SEG in the forms of the destination where the rule says so."""
+    forwards = '[[rules]]\nwhen = {}\nsend_to = ["archive"]\nquiet = 3\n'
+    configured.write_text(configured.read_text() + forwards + forwards + "reencode = true\n")
+    code, said, _ = run(configured, phantom.folder)
+    assert code == 0
+    assert "rules[2] acts: forwards, 3 s after the last image; sent to archive as it came\n" in said
+    assert "rules[3] acts: forwards, 3 s after the last image; sent to archive, SEGs as labelmap:native\n" in said
+    (series,) = json.loads(run(configured, phantom.folder, "--json")[1])["series"]
+    assert [(r["model"], r["send_to"]) for r in series["rules"][2:]] == [
+        ("", {"archive": []}),
+        ("", {"archive": ["labelmap:native"]}),
+    ]
+
+
+def test_rule_that_forwards_is_kept_and_named(tmp_path: Path) -> None:
+    """It is read back from its document, and is another rule with another selection, destination or treatment of SEGs."""
+    archives = "".join(f'[[destinations]]\nname = "{name}"\nto = "A@{name}:104"\n' for name in "ab")
+
+    def forwarding(keys: str, when: str = "{}") -> ForwardRule:
+        (found,) = resolve_rules(parse_config(f"{archives}[[rules]]\nwhen = {when}\n{keys}\n", tmp_path))
+        assert isinstance(found, ForwardRule)
+        return found
+
+    plain = forwarding('send_to = ["a"]')
+    assert forward_rule_of(plain.document) == plain
+    assert forwarding('send_to = ["a"]\nquiet = 5').digest == plain.digest
+    others = [
+        forwarding('send_to = ["b"]'),
+        forwarding('send_to = ["a"]\nreencode = true'),
+        forwarding('send_to = ["a"]', '{ Modality = "CT" }'),
+    ]
+    assert len({plain.digest, *(other.digest for other in others)}) == 4
+    with pytest.raises(LabelError):
+        rule_of(plain.document)

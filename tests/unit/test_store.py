@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from segnode.dicom.header import Header
 from segnode.errors import JobEnded, NotFound, OutOfResources
@@ -291,16 +292,48 @@ def test_rule_keeps_the_time_it_was_first_loaded(jobs: Jobs) -> None:
     assert jobs.load_rules({"r": "{}", "s": "{}"}, 2.0) == {"r": 1.0, "s": 2.0}
 
 
+JOBS_OF_THEN = """
+CREATE TABLE job (id VARCHAR NOT NULL, series_instance_uid VARCHAR NOT NULL, content_digest VARCHAR NOT NULL,
+ rule_digest VARCHAR NOT NULL, model VARCHAR NOT NULL, model_version VARCHAR NOT NULL, state VARCHAR NOT NULL,
+ attempt INTEGER NOT NULL, note VARCHAR NOT NULL, error VARCHAR NOT NULL, sop_instance_uid VARCHAR NOT NULL,
+ created_at FLOAT NOT NULL, updated_at FLOAT NOT NULL, PRIMARY KEY (id));
+CREATE TABLE delivery (job_id VARCHAR NOT NULL, destination VARCHAR NOT NULL, sop_instance_uid VARCHAR NOT NULL,
+ state VARCHAR NOT NULL, form VARCHAR NOT NULL, attempts INTEGER NOT NULL, next_attempt_at FLOAT NOT NULL,
+ created_at FLOAT NOT NULL, last_answer VARCHAR NOT NULL, PRIMARY KEY (job_id, destination),
+ FOREIGN KEY(job_id) REFERENCES job (id));
+CREATE INDEX ix_delivery_state ON delivery (state);
+INSERT INTO job VALUES ('j', '1.3', 'c', 'r', 'm', '1', 'delivering', 0, '', '', '1.9', 1.0, 1.0);
+INSERT INTO delivery VALUES ('j', 'a', '1.9', 'waiting', '', 3, 5.0, 1.0, 'busy');
+INSERT INTO delivery VALUES ('j', 'b', '1.9', 'delivered', 'labelmap:rle', 1, 1.0, 1.0, 'ok');
+"""
+
+
 def test_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    """Columns that a table did not have then are added, with what holds for the rows that are there."""
+    """Columns that a table did not have then are added, and another key is given to it, with the rows that are there."""
     with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
-        columns = "job_id, destination, sop_instance_uid, state, form, attempts, next_attempt_at, created_at, last_answer"
-        connection.execute(f"CREATE TABLE delivery ({columns})")
-        connection.execute("INSERT INTO delivery VALUES ('j', 'a', '1.9', 'waiting', '', 3, 5.0, 1.0, 'busy')")
-        connection.commit()
+        connection.executescript(JOBS_OF_THEN)
     for _ in range(2):
-        (delivery,) = Jobs(open_database(tmp_path / "pipeline.sqlite")).due(6.0)
+        jobs = Jobs(open_database(tmp_path / "pipeline.sqlite"))
+        (delivery,) = jobs.due(6.0)
         assert (delivery.attempts, delivery.tried, delivery.unanswered, delivery.segment_numbers) == (3, (), "", {})
+        assert [(d.destination, d.state) for d in jobs.job("j").deliveries] == [("b", "delivered"), ("a", "waiting")]
+    forwards = replace(DECISION, id="f", model="", model_version="")
+    assert jobs.decide_forward(forwards, [("1.1", "a"), ("1.5", "a")], "", 7.0)
+    assert [(d.job_id, d.sop_instance_uid) for d in jobs.due(8.0)] == [("j", "1.9"), ("f", "1.1"), ("f", "1.5")]
+
+
+def test_old_rows_are_all_there_or_the_table_is_as_it_was(tmp_path: Path) -> None:
+    """A row that cannot be carried over leaves the table of before, whole."""
+    with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
+        connection.executescript(JOBS_OF_THEN)
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("INSERT INTO delivery VALUES ('gone', 'a', '1.9', 'waiting', '', 0, 5.0, 1.0, '')")
+        connection.commit()
+    with pytest.raises(IntegrityError):
+        Jobs(open_database(tmp_path / "pipeline.sqlite"))
+    with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
+        assert connection.execute("SELECT count(*) FROM delivery").fetchone() == (3,)
+        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE '%before%'").fetchone() == (0,)
 
 
 def test_what_was_taken_is_in_the_row(jobs: Jobs) -> None:

@@ -12,7 +12,7 @@ from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.database import open_database
 from segnode.store.index import Index, OpenAssociation
-from segnode.store.jobs import Jobs, Taken
+from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import LEASE_S, Lease, Leases
 from segnode.store.objects import SHELVES, ObjectStore
 from tests.unit.test_store import HEADER
@@ -193,6 +193,32 @@ def test_what_is_not_delivered_is_never_deleted(node: Node, state: str) -> None:
     node.now += 400 * DAY
     node.tidy(images="30d", segmentations="30d")
     assert all(map(node.has, keys))
+
+
+@pytest.mark.parametrize("state", ["delivered", "one owed", "failed", "earlier failed", "cancelled"])
+def test_forwarded_images_are_deleted_when_all_have_arrived(node: Node, state: str) -> None:
+    """What a rule without a model owes counts as owed, also of images before those that came late; then they go."""
+    decision = Decision("early", "1.3", content_digest(["1.1"]), "rule", "", "")
+    late = replace(decision, id="late", content_digest=content_digest(["1.1", "1.5"]))
+    keys = [node.receive("1.1"), node.receive("1.5")]
+    node.jobs.decide_forward(decision, [("1.1", "archive")], "", node.now)
+    node.jobs.decide_forward(late, [("1.1", "archive"), ("1.5", "archive"), ("1.5", "other")], "", node.now)
+    early, *others = node.jobs.due(node.now)
+    if state == "earlier failed":
+        node.jobs.refused(early, "no", node.now)
+    else:
+        node.jobs.delivered(early, Taken("as received", "1.1"), "stored", node.now)
+    for delivery in others[1:] if state in ("one owed", "cancelled", "failed") else others:
+        node.jobs.delivered(delivery, Taken("as received", "1.5"), "stored", node.now)
+    if state == "cancelled":
+        node.jobs.cancel("late", node.now)
+    if state == "failed":
+        node.jobs.refused(others[0], "no", node.now)
+    for series in node.index.quiet_series():
+        node.index.set_considered(series)
+    node.now += 31 * DAY
+    node.tidy(images="30d")
+    assert [node.has(key) for key in keys] == [state != "delivered"] * 2
 
 
 def test_deletion_that_was_interrupted_is_finished(node: Node) -> None:

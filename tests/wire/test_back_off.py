@@ -66,7 +66,7 @@ def night(tmp_path: Path) -> Iterator[Night]:
     deliverer = outbox.deliverer
     assembler = Assembler(deliverer.objects, deliverer.index)
     inferrer = Inferrer(assembler, outbox.jobs, {}, Labelmaps(tmp_path / "work"), deliverer.clock)
-    stages = Stages(inferrer, None, deliverer, outbox.jobs, deliverer.meter, deliverer.clock)  # type: ignore[arg-type]  # nothing is encoded
+    stages = Stages(inferrer, None, deliverer, None, outbox.jobs, deliverer.meter, deliverer.clock)  # type: ignore[arg-type]  # nothing is encoded
     yield Night(outbox, Workflows(stages, workflow_database(tmp_path / "workflows.sqlite"), "test", lambda: None))
     DBOS.destroy(destroy_registry=True)
 

@@ -56,6 +56,7 @@ class Target:
 
     `overlap` is what happens where a LABELMAP cannot hold two segments: `priority` gives a voxel to the first of its
     numbers. `threshold` (of 1) makes segments of a FRACTIONAL; without it a voxel is in that of the greatest fraction.
+    `station_name` is of the node that makes it, which knows its own again by that.
     """
 
     type: SegmentationType
@@ -63,6 +64,7 @@ class Target:
     overlap: OverlapPolicy = "error"
     priority: tuple[int, ...] = ()
     threshold: float | None = None
+    station_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def _labelmap(
     )
     how = (*_choices(source, target), *((f"priority {target.priority}",) if overlaps and not grouping else ()))
     uids = _uids(source, target, how, part)
-    header = header_of(source, part, dimensions, uids, now)
+    header = header_of(source, part, dimensions, uids, now, target.station_name)
     made = part10(header, items, labels.pixels, target.codec)
     return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps, left_out)
 
@@ -334,7 +336,7 @@ def _stack_of_segments(converting: _Source, target: Target, now: datetime) -> Co
         ],
     )
     uids = _uids(source, target, _choices(source, target), part)
-    header = header_of(source, part, _dimensions(converting, planes, part), uids, now)
+    header = header_of(source, part, _dimensions(converting, planes, part), uids, now, target.station_name)
     return Converted(part10(header, items, pixels, codec), *uids, numbers, left_out=left_out)
 
 

@@ -79,7 +79,9 @@ class Dimensions:
     own_geometry: Collection[str] = ()
 
 
-def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime) -> Dataset:
+def header_of(
+    source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime, station_name: str
+) -> Dataset:
     """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID."""
     header = _copied(source.header)
     for keyword in _DROPPED:
@@ -91,7 +93,8 @@ def header_of(source: Segmentation, part: Part, dimensions: Dimensions, uids: tu
     header.SegmentSequence = _segments(source, part)
     _set_dimensions(header, part, dimensions)
     _refer_to_source(header, source)
-    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), _contribution(source, part, now)]
+    contribution = _contribution(source, part, now, station_name)
+    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), contribution]
     return header
 
 
@@ -272,7 +275,9 @@ def _refer_to_source(header: Dataset, source: Segmentation) -> None:
     header.ReferencedSeriesSequence = [*(other for other in listed if other.get("SeriesInstanceUID") != series), item]
 
 
-def _contribution(source: Segmentation, part: Part, now: datetime) -> Dataset:
+def _contribution(source: Segmentation, part: Part, now: datetime, station_name: str) -> Dataset:
     item = contribution_item(MODIFYING_EQUIPMENT, version("segnode"), now)
     item.ContributionDescription = f"{source.type} segmentation converted to {part.type}"
+    if station_name:
+        item.StationName = station_name
     return item
