@@ -70,7 +70,7 @@ def read_segmentation(data: Buffer) -> Segmentation:
     if bits not in _BITS[kind]:
         raise NotASegmentation(f"BitsAllocated is {bits}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2)")
     shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), bits)
-    segments = read_segments(data, found, header, kind)
+    segments = read_segments(header, kind)
     frames = _read_pixels(data, found, syntax, encoding, shape, _count(header))
     table = _read_table(data, found, header, len(frames), kind, segments)
     per_frame = PerFrame(data, found[_PER_FRAME]) if _PER_FRAME in found else None

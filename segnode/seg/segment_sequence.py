@@ -1,48 +1,26 @@
 """SegmentSequence (PS3.3 C.8.20.4) as described segments.
 
-A hundred segments are thousands of elements, nearly all of which are written in the one plain way: those are read in one
-pass over their bytes, and a sequence that is written in any other by pydicom.
+A hundred segments are thousands of elements: where they are written plainly they are not read by pydicom.
 """
 
-import struct
 from collections import Counter
-from collections.abc import Mapping
 from typing import Final
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
 from segnode.dicom.codes import Code
-from segnode.dicom.elements import Buffer, Element
-from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import NotASegmentation
+from segnode.seg.plain_sequences import plain_items, plain_value
 from segnode.seg.segmentation import DescribedSegment, SegmentationType
-from segnode.seg.values import Item, PlainItem, items_of, text_of, value_of
+from segnode.seg.values import Item, items_of, text_of, value_of
 
 _LARGEST_NUMBER: Final = 65535
-_SEQUENCE: Final = 0x00620002
-_CHARACTER_SET: Final = 0x00080005
-# In these, what is printable ASCII means itself, as it does not in the Japanese ones.
-_PLAIN_CHARACTER_SETS: Final = (b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192")
-_DEEPEST: Final = 8
-_HEADER: Final = struct.Struct("<HH2sH")
-_ITEM_HEADER: Final = struct.Struct("<4sI")
-_LENGTH: Final = struct.Struct("<I")
-_ITEM: Final = b"\xfe\xff\x00\xe0"
-_COLOUR: Final = 0x0062000D
-_SHORT_TEXTS: Final = (b"SH", b"LO", b"CS", b"UI", b"ST")
-_LONG_TEXTS: Final = (b"UT", b"UC", b"UR")
 
 
-class _NotPlainError(ValueError):
-    """Something that the pass over the bytes leaves to pydicom."""
-
-
-def read_segments(
-    data: Buffer, found: Mapping[int, Element], header: Dataset, kind: SegmentationType
-) -> tuple[DescribedSegment, ...]:
-    """The segments in the order of their items; `found` are the elements of the data set. Raises NotASegmentation."""
-    items = _plain_items(data, found) or items_of(header, "SegmentSequence")
+def read_segments(header: Dataset, kind: SegmentationType) -> tuple[DescribedSegment, ...]:
+    """The segments in the order of their items. Raises NotASegmentation."""
+    items = plain_items(plain_value(header, "SegmentSequence")) or items_of(header, "SegmentSequence")
     if not items:
         raise NotASegmentation("SegmentSequence is missing or empty: nothing says what the values mean")
     segments = tuple(_read_segment(item, kind) for item in items)
@@ -99,71 +77,3 @@ def _codes(item: Item, keyword: str) -> tuple[Code, ...]:
 
 def _first(codes: tuple[Code, ...]) -> Code | None:
     return codes[0] if codes else None
-
-
-def _plain_items(data: Buffer, found: Mapping[int, Element]) -> list[PlainItem]:
-    """The items of a sequence that is written in the plain way, with all that is in them; none of any other."""
-    sequence, said = found.get(_SEQUENCE), found.get(_CHARACTER_SET)
-    if sequence is None or sequence.encoding != Encoding():
-        return []
-    if said is not None and bytes(data[said.start : said.end]).strip(b" ") not in _PLAIN_CHARACTER_SETS:
-        return []
-    value = bytes(data[sequence.start : sequence.end])
-    # Without a VR that is known to be of a sequence it is something else.
-    if bytes(data[sequence.begin + 4 : sequence.begin + 6]) != b"SQ" or len(value) != sequence.next - sequence.start:
-        return []
-    try:
-        return _items(value, 0, len(value), {}, 0)
-    except (ValueError, struct.error):
-        return []
-
-
-def _items(data: bytes, place: int, end: int, known: dict[bytes, PlainItem], depth: int) -> list[PlainItem]:
-    """Items of known lengths; `known` are those that were met, as segments repeat whole codes."""
-    if depth > _DEEPEST:
-        raise _NotPlainError
-    found = []
-    while place < end:
-        tag, length = _ITEM_HEADER.unpack_from(data, place)
-        start, place = place + _ITEM_HEADER.size, place + _ITEM_HEADER.size + length
-        if tag != _ITEM or place > end:
-            raise _NotPlainError
-        written = data[start:place]
-        if written not in known:
-            known[written] = _item(written, known, depth)
-        found.append(known[written])
-    return found
-
-
-def _item(data: bytes, known: dict[bytes, PlainItem], depth: int) -> PlainItem:
-    item: PlainItem = {}
-    place = 0
-    while place < len(data):
-        group, number, vr, length = _HEADER.unpack_from(data, place)
-        tag, start = group << 16 | number, place + _HEADER.size
-        is_long = vr == b"SQ" or vr in _LONG_TEXTS
-        if is_long:
-            (length,) = _LENGTH.unpack_from(data, start)
-            start += _LENGTH.size
-        place = start + length
-        if place > len(data) or tag == _CHARACTER_SET:
-            raise _NotPlainError
-        if vr == b"SQ":
-            item[tag] = _items(data, start, place, known, depth + 1)
-        elif is_long or vr in _SHORT_TEXTS:
-            item[tag] = _text(data[start:place], b"\0" if vr == b"UI" else b" ")
-        elif vr == b"US" and length == 2:
-            item[tag] = int.from_bytes(data[start:place], "little")
-        elif vr == b"US" and tag == _COLOUR and length == 6:
-            item[tag] = struct.unpack_from("<3H", data, start)
-        else:
-            raise _NotPlainError
-    return item
-
-
-def _text(value: bytes, padding: bytes) -> str:
-    """One value of printable ASCII, padded to an even length."""
-    text = value.removesuffix(padding).decode("ascii")
-    if not text.isprintable() or "\\" in text or text != text.strip():
-        raise _NotPlainError
-    return text
