@@ -44,7 +44,7 @@ class _Done:
 @click.group()
 def seg() -> None:
     """Look at SEG files, convert, export and compare them."""
-    # What a command reads it keeps to its end: to look for cycles among it every 700 objects takes a tenth of its time.
+    # What a command reads it keeps to its end: to look for cycles among it every 700 objects takes a fifteenth of its time.
     gc.set_threshold(100_000)
 
 
