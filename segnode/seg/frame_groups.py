@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -191,11 +192,15 @@ def index_values_alone(element: bytes) -> tuple[int, ...] | None:
     None for any other element, and any that is not explicit little endian.
     """
     size = len(element) - _ALONE.size
-    if size < 0 or element[: _ALONE.size] != _ALONE.pack(
-        _CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size & 0xFFFF
-    ):
+    if size < 0 or not element.startswith(_alone(size)):
         return None
     return struct.unpack_from(f"<{size // 4}I", element, _ALONE.size)
+
+
+@lru_cache(maxsize=64)
+def _alone(size: int) -> bytes:
+    """How a frame content starts that holds nothing but DimensionIndexValues of so many bytes."""
+    return _ALONE.pack(_CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size & 0xFFFF)
 
 
 def _decoded(data: bytes, encoding: Encoding) -> tuple[str, object] | None:

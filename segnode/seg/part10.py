@@ -88,6 +88,13 @@ def _length(pixels: bytes | memoryview, codec: Codec) -> int:
     return _UNDEFINED if codec.encapsulated else len(pixels)
 
 
+def sequence_value(items: Sequence[Dataset]) -> bytes:
+    """The value of a sequence of items whose text is ASCII, whichever it is, in explicit VR little endian."""
+    dataset = Dataset()
+    dataset.SegmentSequence = items
+    return _data_set(dataset, Encoding(), default_encoding)[len(_element(0, b"SQ", 0, Encoding())) :]
+
+
 def _element(tag: int, vr: bytes, length: int, encoding: Encoding) -> bytes:
     start = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
     return start + struct.pack("<I", length) if encoding.implicit_vr else start + vr + b"\0\0" + struct.pack("<I", length)

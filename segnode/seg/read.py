@@ -2,7 +2,6 @@
 
 import mmap
 import zlib
-from collections import Counter
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Final, get_args
 import numpy as np
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.multival import MultiValue
 
-from segnode.dicom.codes import Code
 from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements, read_meta
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import SEGMENTATION_CLASSES
@@ -21,6 +18,7 @@ from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
 from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
 from segnode.seg.pixels import Frames, read_frames
+from segnode.seg.segment_sequence import read_segments
 from segnode.seg.segmentation import DescribedSegment, PerFrame, Segmentation, SegmentationType
 from segnode.seg.values import items_of, text_of, value_of, whole_number
 
@@ -33,7 +31,6 @@ _DEFLATED_BLOCK: Final = 1 << 20
 _INFLATED_BLOCK: Final = 1 << 24
 # A frame of one pixel is a bit of PixelData and some hundred bytes of memory.
 _MOST_FRAMES: Final = 1 << 22
-_LARGEST_NUMBER: Final = 65535
 _WHOLE_NUMBERS: Final = (
     "TotalPixelMatrixRows",
     "TotalPixelMatrixColumns",
@@ -73,7 +70,7 @@ def read_segmentation(data: Buffer) -> Segmentation:
     if bits not in _BITS[kind]:
         raise NotASegmentation(f"BitsAllocated is {bits}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2)")
     shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), bits)
-    segments = _read_segments(header, kind)
+    segments = read_segments(header, kind)
     frames = _read_pixels(data, found, syntax, encoding, shape, _count(header))
     table = _read_table(data, found, header, len(frames), kind, segments)
     per_frame = PerFrame(data, found[_PER_FRAME]) if _PER_FRAME in found else None
@@ -153,66 +150,6 @@ def _count(header: Dataset) -> int:
     if count > _MOST_FRAMES:
         raise NotASegmentation(f"NumberOfFrames is {count}: no more than {_MOST_FRAMES} frames are read")
     return count
-
-
-def _read_segments(header: Dataset, kind: SegmentationType) -> tuple[DescribedSegment, ...]:
-    items = items_of(header, "SegmentSequence")
-    if not items:
-        raise NotASegmentation("SegmentSequence is missing or empty: nothing says what the values mean")
-    segments = tuple(_read_segment(item, kind) for item in items)
-    number, times = Counter(segment.number for segment in segments).most_common(1)[0]
-    if times > 1:
-        raise NotASegmentation(f"SegmentSequence describes SegmentNumber {number} twice")
-    return segments
-
-
-def _read_segment(item: Dataset, kind: SegmentationType) -> DescribedSegment:
-    number = value_of(item, "SegmentNumber")
-    if not isinstance(number, int):
-        raise NotASegmentation("SegmentNumber is missing in an item of SegmentSequence, or is no number")
-    if not (kind != "LABELMAP") <= number <= _LARGEST_NUMBER:
-        raise NotASegmentation(f"SegmentNumber is {number}, which a {kind} segmentation cannot have (PS3.3 C.8.20.2.4)")
-    types = items_of(item, "SegmentedPropertyTypeCodeSequence")
-    regions = items_of(item, "AnatomicRegionSequence")
-    region_modifiers = tuple(_codes(region, "AnatomicRegionModifierSequence") for region in regions)
-    identified = items_of(item, "SegmentationAlgorithmIdentificationSequence")
-    cielab = value_of(item, "RecommendedDisplayCIELabValue")
-    is_colour = (
-        isinstance(cielab, MultiValue | list | tuple) and len(cielab) == 3 and all(isinstance(part, int) for part in cielab)
-    )
-    return DescribedSegment(
-        number=int(number),
-        label=text_of(item, "SegmentLabel"),
-        category=_first(_codes(item, "SegmentedPropertyCategoryCodeSequence")),
-        type=_first(_codes(item, "SegmentedPropertyTypeCodeSequence")),
-        modifiers=_codes(types[0], "SegmentedPropertyTypeModifierCodeSequence") if types else (),
-        regions=_codes(item, "AnatomicRegionSequence"),
-        algorithm_type=text_of(item, "SegmentAlgorithmType"),
-        algorithm_name=text_of(item, "SegmentAlgorithmName"),
-        tracking_id=text_of(item, "TrackingID"),
-        tracking_uid=text_of(item, "TrackingUID"),
-        cielab=(cielab[0], cielab[1], cielab[2]) if is_colour else None,
-        description=text_of(item, "SegmentDescription"),
-        region_modifiers=region_modifiers if any(region_modifiers) else (),
-        primary_structures=_codes(item, "PrimaryAnatomicStructureSequence"),
-        algorithm_version=text_of(identified[0], "AlgorithmVersion") if identified else "",
-        algorithm_family=_first(_codes(identified[0], "AlgorithmFamilyCodeSequence")) if identified else None,
-    )
-
-
-def _codes(item: Dataset, keyword: str) -> tuple[Code, ...]:
-    return tuple(
-        Code(
-            text_of(code, "CodingSchemeDesignator"),
-            text_of(code, "CodeValue") or text_of(code, "LongCodeValue") or text_of(code, "URNCodeValue"),
-            text_of(code, "CodeMeaning"),
-        )
-        for code in items_of(item, keyword)
-    )
-
-
-def _first(codes: tuple[Code, ...]) -> Code | None:
-    return codes[0] if codes else None
 
 
 def _read_table(

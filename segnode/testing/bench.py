@@ -13,8 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -23,6 +26,8 @@ import click
 import highdicom
 import numpy as np
 
+from segnode.seg.codecs import CODECS, DECODERS, CodecName, FrameShape
+from segnode.seg.pixels import FRAMES_AT_ONCE
 from segnode.testing.latency import latency
 from segnode.testing.seg_case import Case, Labels, synthetic_labels, write_case
 
@@ -35,6 +40,8 @@ _, status, used = os.wait4(child, 0)
 measured = [time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]
 os.write(int(sys.argv[1]), json.dumps([*measured, os.waitstatus_to_exitcode(status)]).encode())
 """
+
+_GOAL_OF_TWO_THREADS: Final = 1.6
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def seg(labelmap: Path | None, runs: int, slices: int) -> None:
             _compare(comparison, runs, folder, labels)
         _sizes(case, folder, labels)
         _shapes(case, folder, labels, runs)
+        _threads(labels, runs)
 
 
 def _comparisons(case: Case, folder: Path) -> list[Comparison]:
@@ -141,6 +149,37 @@ def _shapes(case: Case, folder: Path, labels: Labels, runs: int) -> None:
         took = _median([_run(_job("segnode", "write", changed, folder / "other.dcm")) for _ in range(runs)])
         _require_equal(folder / "other.dcm", other)
         click.echo(f"time for a voxel, {name:<12} {took.own / other.size / usual:5.2f} x   goal <= {goal} x")
+
+
+def _threads(labels: Labels, runs: int) -> None:
+    """Encoding by two threads against one: with a codec that lets no other thread run they would be no faster."""
+    codecs: tuple[CodecName, ...] = ("jpeg-ls", "jpeg-2000")
+    for codec in codecs:
+        one, two = zip(*((_encode(labels, codec, 1), _encode(labels, codec, 2)) for _ in range(runs)), strict=True)
+        ratio = median(one) / median(two)
+        met = " " if ratio >= _GOAL_OF_TWO_THREADS else "!"
+        what = f"encoding {codec}, two threads against one"
+        click.echo(f"{what:<50} {ratio:5.2f} x   goal >= {_GOAL_OF_TWO_THREADS} x {met}")
+
+
+def _encode(labels: Labels, name: CodecName, threads: int) -> float:
+    """The seconds it takes so many threads to encode every slice, which are decoded and compared afterwards."""
+    encode, decode = CODECS[name].encode, DECODERS[CODECS[name].transfer_syntax_uid]
+    if encode is None:
+        raise click.ClickException(f"{name} has no frames to encode")
+
+    def encode_some(first: int) -> list[bytes]:
+        return [*map(encode, labels[first : first + FRAMES_AT_ONCE])]
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        encoded = [*chain.from_iterable(pool.map(encode_some, range(0, len(labels), FRAMES_AT_ONCE)))]
+    took = time.perf_counter() - start
+    _, rows, columns = labels.shape
+    shape = FrameShape(rows, columns, labels.itemsize * 8)
+    if not all(np.array_equal(decode(stream, shape), frame) for stream, frame in zip(encoded, labels, strict=True)):
+        raise click.ClickException(f"{name}: the labels are not those that were encoded")
+    return took
 
 
 def _job(by: str, job: str, case: Case, file: Path, codec: str = "jpeg-ls") -> list[str]:

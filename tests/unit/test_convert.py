@@ -129,6 +129,13 @@ def test_a_repeat_is_the_same_object_in_any_transfer_syntax(sample: Sample) -> N
     assert one(data, target("FRACTIONAL")).sop_instance_uid != first.sop_instance_uid
 
 
+def test_what_is_copied_is_what_would_be_written() -> None:
+    """Sequences of a source in explicit VR are copied as bytes; those of one in implicit VR are decoded and written."""
+    data = of_two_segments()
+    implicit = one(data, target("BINARY", "implicit")).part10
+    assert one(data, target("LABELMAP")).part10 == one(implicit, target("LABELMAP")).part10
+
+
 def test_labelmap_to_binary_counts_from_one(sample: Sample) -> None:
     """And the record says which number became which."""
     data = sample("dcmqi/sparse-labelmap-ppv5.dcm").read_bytes()

@@ -57,12 +57,25 @@ def _planes(frame: FrameToEncode) -> list[Plane]:
     if frame.dtype == np.bool_:
         rows = frame.shape[0] if frame.shape[1] % 8 == 0 else 1
         return [np.packbits(frame, axis=None, bitorder="little").reshape(rows, -1)]
+    # Of one column a view is contiguous enough for NumPy, and not for imagecodecs: that is copied.
+    if frame.dtype == np.uint8 and frame.shape[1] > 1:
+        return [np.ascontiguousarray(frame)]
     planes = np.ascontiguousarray(frame, frame.dtype.newbyteorder(">")).view(np.uint8).reshape(*frame.shape, -1)
-    # Of one pixel a view is contiguous enough for NumPy, and not for imagecodecs.
     return [planes[:, :, i].copy() for i in range(planes.shape[2])]
 
 
 def _segment(plane: Plane) -> bytes:
-    """One segment, of even length; no run crosses a row (PS3.5 G.3.1)."""
-    packed = bytes(imagecodecs.packbits_encode(plane, axis=-1))
+    """One segment, of even length; no run crosses a row (PS3.5 G.3.1).
+
+    As rows are packed each on its own, blank ones above and below, which are half of most frames, are packed once.
+    """
+    blank = _packed(np.zeros((1, plane.shape[1]), np.uint8))
+    filled = np.flatnonzero(np.bitwise_or.reduce(plane, axis=1))
+    first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
+    inside = _packed(plane[first:last]) if len(filled) else b""
+    packed = b"".join((blank * first, inside, blank * (len(plane) - last)))
     return packed + b"\0" * (len(packed) % 2)
+
+
+def _packed(rows: Plane) -> bytes:
+    return bytes(imagecodecs.packbits_encode(rows, axis=-1))

@@ -97,11 +97,9 @@ def kept_groups(source: Segmentation) -> KeptGroups:
 def _kept(item: Sequence[bytes], encoding: Encoding, tag_of: Callable[[bytes], int]) -> Kept:
     groups, content = {}, _NO_ELEMENTS
     for element in item:
-        if index_values_alone(element) is not None:
-            continue
-        tag = tag_of(element)
+        tag = tag_of(element[:4])
         if tag == _CONTENT:
-            content = _content(element, encoding)
+            content = content if index_values_alone(element) is not None else _content(element, encoding)
         elif tag not in _MADE and tag & 0xFFFF:
             groups[tag] = element
     return Kept(groups, content) if groups or content else _NONE

@@ -5,13 +5,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from io import BytesIO
 from typing import Final
 
 import numpy as np
 from pydicom import DataElement, Dataset
+from pydicom.filereader import read_sequence
+from pydicom.tag import Tag
 
 from segnode.dicom.attributes import TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
+from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
 from segnode.errors import CannotConvert
 from segnode.seg.colour import recommended_cielab
@@ -25,6 +29,8 @@ from segnode.seg.header_items import (
     reference_item,
     set_creation,
 )
+from segnode.seg.part10 import sequence_value
+from segnode.seg.plain_sequences import plain_items, plain_value, written_items
 from segnode.seg.segmentation import Segmentation, SegmentationType
 
 _PALETTE: Final = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
@@ -50,7 +56,26 @@ _DROPPED: Final = (
     "DataSetTrailingPadding",
 )
 # Type 2 of every SEG: written empty where the source lacks them.
+<<<<<<< HEAD
 _REQUIRED_THOUGH_EMPTY: Final = (*TYPE_2_ATTRIBUTES, "ContentDescription")
+=======
+_REQUIRED_THOUGH_EMPTY: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "ContentDescription",
+)
+# Of the source and of the new object alike.
+_COPIED_WHOLE: Final = ("SourceImageSequence",)
+_LISTED: Final = "ReferencedSeriesSequence"
+_SERIES: Final = int(Tag("SeriesInstanceUID"))
+>>>>>>> wt-speed
 _SEGMENT: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence")
 
 
@@ -80,31 +105,84 @@ class Dimensions:
 
 
 def header_of(
+<<<<<<< HEAD
     source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime, station_name: str
 ) -> Dataset:
     """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID."""
     header = _copied(source.header)
+=======
+    source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime, encoding: Encoding
+) -> tuple[Dataset, dict[str, bytes]]:
+    """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID.
+
+    Then the values of sequences that are not in it, by keyword, in the encoding of the part.
+    """
+    plain = {} if encoding.implicit_vr else _plain_sequences(source.header)
+    sequences = {keyword: plain[keyword] for keyword in _COPIED_WHOLE if keyword in plain}
+    header = _copied(source.header, {"SegmentSequence", *sequences})
+>>>>>>> wt-speed
     for keyword in _DROPPED:
         if keyword in header:
             del header[keyword]
     _complete(header)
     _identify(header, source, part, uids, now)
     _describe_image(header, source, part)
-    header.SegmentSequence = _segments(source, part)
+    if segments := _plain_segments(source, part, plain.get("SegmentSequence", b"")):
+        sequences["SegmentSequence"] = segments
+    else:
+        header.SegmentSequence = _segments(source, part)
     _set_dimensions(header, part, dimensions)
     _refer_to_source(header, source)
+<<<<<<< HEAD
     contribution = _contribution(source, part, now, station_name)
     header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), contribution]
     return header
+=======
+    if listed := plain.get(_LISTED, b""):
+        # What the source refers to, and behind it the source itself.
+        sequences[_LISTED] = listed + sequence_value(header[_LISTED].value[-1:])
+        del header[_LISTED]
+    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), _contribution(source, part, now)]
+    return header, sequences
+>>>>>>> wt-speed
 
 
-def _copied(dataset: Dataset) -> Dataset:
+def _plain_sequences(header: Dataset) -> dict[str, bytes]:
+    """The long sequences that are written plainly: to decode them and write them again took most of the header's time."""
+    values = {keyword: plain_value(header, keyword) for keyword in (*_COPIED_WHOLE, _LISTED, "SegmentSequence")}
+    items = {keyword: plain_items(value) for keyword, value in values.items()}
+    if any(item.get(_SERIES) == header.get("SeriesInstanceUID") for item in items[_LISTED]):
+        # The source is referred to in the item of its own series, which is written anew.
+        del items[_LISTED]
+    return {keyword: values[keyword] for keyword, found in items.items() if found}
+
+
+def _plain_segments(source: Segmentation, part: Part, value: bytes) -> bytes:
+    """As _segments, of plain items that are to be written as they are; empty where one is not."""
+    if not value or _palette(source.header) or any(number != new for number, new in part.numbers.items()):
+        return b""
+    written = dict(zip((segment.number for segment in source.segments), written_items(value), strict=True))
+    chosen = [source.segment[number] for number in sorted(part.numbers)]
+    if any(segment.algorithm_type != "MANUAL" and not segment.algorithm_name for segment in chosen):
+        return b""
+    found = b"".join(written[segment.number] for segment in chosen)
+    if part.type == "LABELMAP" and 0 not in part.numbers:
+        first = written[chosen[0].number]
+        read = read_sequence(
+            BytesIO(first), is_implicit_VR=False, is_little_endian=True, bytelength=len(first), encoding="iso8859"
+        )
+        found += sequence_value([_background(read)])
+    return found
+
+
+def _copied(dataset: Dataset, without: Collection[str] = ()) -> Dataset:
     """A data set whose elements can be changed without those of the other; items of sequences are shared, and not changed.
 
     A deep copy takes a second for the references of a large object.
     """
-    copied = Dataset()
-    for element in dataset:
+    copied, left_out = Dataset(), {Tag(keyword) for keyword in without}
+    for tag in dataset.keys() - left_out:
+        element = dataset[tag]
         copied.add(DataElement(element.tag, element.VR, element.value, already_converted=True))
     return copied
 

@@ -105,7 +105,8 @@ def lay_out(
 
 def _labelmap(labels: Pixels, numbers: Sequence[int], order: Sequence[int], *, omit_empty: bool) -> Layout:
     kept = tuple(order)
-    if omit_empty or labels.min() < 0 or labels.max() > up_to_a_gap(set(numbers)):
+    is_signed = labels.dtype.kind == "i"
+    if omit_empty or (is_signed and labels.min() < 0) or labels.max() > up_to_a_gap(set(numbers)):
         present = [values_in(plane) for plane in labels]
         _require_known(present, numbers)
         kept = tuple(plane for plane in order if not omit_empty or present[plane] - {0}) or kept
