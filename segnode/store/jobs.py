@@ -497,6 +497,10 @@ class Jobs:
         found = self._deliveries(and_(mine, _is_due(attempt.due_at)))
         return sorted(found, key=lambda delivery: delivery.attempts)
 
+    def delivery(self, job_id: str, destination: str) -> Delivery:
+        """The delivery of a job's result to a destination."""
+        return self._deliveries(and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination))[0]
+
     def stored_as(self, job_id: str, destination: str, sop_instance_uid: str) -> Delivery | None:
         """The delivery of a job that a destination has stored as the object of that UID, as it said."""
         mine = and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination)

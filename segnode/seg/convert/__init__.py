@@ -277,13 +277,9 @@ def _labelmap(
     )
     how = (*_choices(source, target), *((f"priority {target.priority}",) if overlaps and not grouping else ()))
     uids = _uids(source, target, how, part)
-<<<<<<< HEAD
-    header = header_of(source, part, dimensions, uids, now, target.station_name)
-    made = part10(header, items, labels.pixels, target.codec)
-=======
-    header, sequences = header_of(source, part, dimensions, uids, now, encoding_of(target.codec.transfer_syntax_uid))
+    encoding = encoding_of(target.codec.transfer_syntax_uid)
+    header, sequences = header_of(source, part, dimensions, uids, now, target.station_name, encoding)
     made = part10(header, items, labels.pixels, target.codec, sequences)
->>>>>>> wt-speed
     return Converted(made, *uids, part.numbers, place, parts, grouping.lower_bound if grouping else 1, overlaps, left_out)
 
 
@@ -341,14 +337,9 @@ def _stack_of_segments(converting: _Source, target: Target, now: datetime) -> Co
         ],
     )
     uids = _uids(source, target, _choices(source, target), part)
-<<<<<<< HEAD
-    header = header_of(source, part, _dimensions(converting, planes, part), uids, now, target.station_name)
-    return Converted(part10(header, items, pixels, codec), *uids, numbers, left_out=left_out)
-=======
-    dimensions = _dimensions(converting, planes, part)
-    header, sequences = header_of(source, part, dimensions, uids, now, encoding_of(codec.transfer_syntax_uid))
+    dimensions, encoding = _dimensions(converting, planes, part), encoding_of(codec.transfer_syntax_uid)
+    header, sequences = header_of(source, part, dimensions, uids, now, target.station_name, encoding)
     return Converted(part10(header, items, pixels, codec, sequences), *uids, numbers, left_out=left_out)
->>>>>>> wt-speed
 
 
 def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int, int], Packed]:

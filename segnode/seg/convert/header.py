@@ -56,26 +56,11 @@ _DROPPED: Final = (
     "DataSetTrailingPadding",
 )
 # Type 2 of every SEG: written empty where the source lacks them.
-<<<<<<< HEAD
 _REQUIRED_THOUGH_EMPTY: Final = (*TYPE_2_ATTRIBUTES, "ContentDescription")
-=======
-_REQUIRED_THOUGH_EMPTY: Final = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "ContentDescription",
-)
 # Of the source and of the new object alike.
 _COPIED_WHOLE: Final = ("SourceImageSequence",)
 _LISTED: Final = "ReferencedSeriesSequence"
 _SERIES: Final = int(Tag("SeriesInstanceUID"))
->>>>>>> wt-speed
 _SEGMENT: Final = ("ReferencedSegmentNumber", "SegmentIdentificationSequence")
 
 
@@ -105,13 +90,13 @@ class Dimensions:
 
 
 def header_of(
-<<<<<<< HEAD
-    source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime, station_name: str
-) -> Dataset:
-    """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID."""
-    header = _copied(source.header)
-=======
-    source: Segmentation, part: Part, dimensions: Dimensions, uids: tuple[str, str], now: datetime, encoding: Encoding
+    source: Segmentation,
+    part: Part,
+    dimensions: Dimensions,
+    uids: tuple[str, str],
+    now: datetime,
+    station_name: str,
+    encoding: Encoding,
 ) -> tuple[Dataset, dict[str, bytes]]:
     """The header of a part, without per-frame groups and pixels; `uids` are its SOP instance and series instance UID.
 
@@ -120,7 +105,6 @@ def header_of(
     plain = {} if encoding.implicit_vr else _plain_sequences(source.header)
     sequences = {keyword: plain[keyword] for keyword in _COPIED_WHOLE if keyword in plain}
     header = _copied(source.header, {"SegmentSequence", *sequences})
->>>>>>> wt-speed
     for keyword in _DROPPED:
         if keyword in header:
             del header[keyword]
@@ -133,18 +117,13 @@ def header_of(
         header.SegmentSequence = _segments(source, part)
     _set_dimensions(header, part, dimensions)
     _refer_to_source(header, source)
-<<<<<<< HEAD
-    contribution = _contribution(source, part, now, station_name)
-    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), contribution]
-    return header
-=======
     if listed := plain.get(_LISTED, b""):
         # What the source refers to, and behind it the source itself.
         sequences[_LISTED] = listed + sequence_value(header[_LISTED].value[-1:])
         del header[_LISTED]
-    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), _contribution(source, part, now)]
+    contribution = _contribution(source, part, now, station_name)
+    header.ContributingEquipmentSequence = [*header.get("ContributingEquipmentSequence", ()), contribution]
     return header, sequences
->>>>>>> wt-speed
 
 
 def _plain_sequences(header: Dataset) -> dict[str, bytes]:
