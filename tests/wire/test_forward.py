@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
 )
@@ -40,16 +41,19 @@ from segnode.config import Config, parse_config, parse_dimse_address
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
-from segnode.node import destinations, open_jobs
+from segnode.node import committers, destinations, open_jobs
 from segnode.pipeline.assemble import image_values
+from segnode.pipeline.confirm import Confirmer
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.dispatch import Dispatch
 from segnode.pipeline.forwarder import Forwarder
 from segnode.pipeline.receive import Receiver
-from segnode.pipeline.rules import documents, forward_rule_of, resolve_rules
+from segnode.pipeline.rules import documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
+from segnode.pipeline.workflows import Stages
 from segnode.seg.codecs import CODECS
 from segnode.seg.convert import Target, convert
+from segnode.store.commitments import Commitments
 from segnode.store.database import open_database
 from segnode.store.index import Index, Sender
 from segnode.store.jobs import Job, Jobs
@@ -61,6 +65,7 @@ from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, segnode
 from tests.outbox import RESULT, require_truth, segmentation, truth
+from tests.wire.test_commitment import Witness
 from tests.wire.test_delivery_matrix import (  # noqa: F401  two are fixtures
     Archive,
     Response,
@@ -99,7 +104,8 @@ class Router:
     config: Config = field(init=False)
     index: Index = field(init=False)
     jobs: Jobs = field(init=False)
-    forwarder: Forwarder = field(init=False)
+    confirmer: Confirmer = field(init=False)
+    stages: Stages = field(init=False)
 
     def __post_init__(self) -> None:
         """Open the databases."""
@@ -111,6 +117,9 @@ class Router:
         objects = ObjectStore(self.folder / "objects", Lease("a" * 12, "worker-1"))
         self.receiver = Receiver(objects, self.index, Meter("web"), "SEGNODE", 0, lambda: self.now)
         configs = {d.name: d for d in self.config.destinations}
+        clock = lambda: self.now  # noqa: E731
+        self.commitments = Commitments(pipeline)
+        self.confirmer = Confirmer(self.jobs, self.commitments, committers(self.config), configs, clock)
         deliverer = Deliverer(
             objects,
             self.index,
@@ -118,10 +127,12 @@ class Router:
             self.standings,
             destinations(self.config),
             configs,
+            self.confirmer,
             Meter("worker"),
-            lambda: self.now,
+            clock,
         )
-        self.forwarder = Forwarder(deliverer, "SEGNODE")
+        forwarder = Forwarder(deliverer, "SEGNODE")
+        self.stages = Stages(None, None, deliverer, forwarder, self.jobs, Meter("worker"), clock)  # type: ignore[arg-type]  # nothing is made
         self.dispatch = Dispatch(self.jobs, self.standings, configs)
         self.sweep()
 
@@ -144,8 +155,7 @@ class Router:
     def attempt(self) -> None:
         """Make the attempts that are due."""
         for attempt in self.dispatch.due(self.now):
-            rule = forward_rule_of(self.jobs.rule(self.jobs.job(attempt.job_id).rule_digest))
-            self.forwarder.attempt(self.jobs.attempted(attempt), rule)
+            self.stages.deliver(attempt)
 
     def go(self, *part10s: bytes) -> Job:
         """Objects come in and are sent on; the one job of that."""
@@ -194,7 +204,9 @@ class Sink:
 
 
 @contextmanager
-def serving(sink: Sink, syntaxes: Sequence[str] = NATIVE, *, asks: bool = True) -> Iterator[str]:
+def serving(
+    sink: Sink, syntaxes: Sequence[str] = NATIVE, *, asks: bool = True, commits: Callable[[evt.Event], object] | None = None
+) -> Iterator[str]:
     """Its address, while it serves."""
     ae = AE("SINK")
     for sop_class in (CTImageStorage, SecondaryCaptureImageStorage, SegmentationStorage, LABELMAP):
@@ -202,8 +214,11 @@ def serving(sink: Sink, syntaxes: Sequence[str] = NATIVE, *, asks: bool = True) 
     if asks:
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    if commits:
+        ae.add_supported_context(StorageCommitmentPushModel)
     set_switches()
     handlers = [
+        *([(evt.EVT_N_ACTION, commits)] if commits else []),
         (evt.EVT_C_STORE, sink.on_store),
         (evt.EVT_ACCEPTED, sink.on_accepted),
         (evt.EVT_C_FIND, sink.on_find),
@@ -626,7 +641,11 @@ def test_two_rules_on_one_series_and_what_comes_back(tmp_path: Path, phantom: Ph
         said = subprocess.run([*whole, forwarded.id], check=True, capture_output=True, text=True).stdout
         assert f"to archive: {len(sink.kept) - 1} object(s): {len(sink.kept) - 1} delivered\n" in said
         (described,) = httpx.get(f"http://127.0.0.1:{node.http_port}/api/jobs/{forwarded.id}").json()["counts"]
-        assert described == {"destination": "archive", "waiting": 0, "delivered": 24, "failed": 0, "cancelled": 0}
+        assert described == {
+            "destination": "archive",
+            "delivered": 24,
+            **dict.fromkeys(("waiting", "confirming", "failed", "cancelled"), 0),
+        }
         foreign = dcmread(BytesIO(sink.kept[made.sop_instance_uid]))
         foreign.SOPInstanceUID = foreign.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
         foreign.SeriesInstanceUID = "1.2.3.4"
@@ -675,3 +694,49 @@ def test_stow_server_in_trouble_gets_the_rest_later(tmp_path: Path) -> None:
         router.attempt()
     assert [job.state for job in router.jobs.all()] == ["delivered"]
     assert (len(archive.received), sorted(archive.kept)) == (4, many(3))
+
+
+def test_forwarded_image_is_read_back(tmp_path: Path, phantom: Phantom) -> None:
+    """Sent natively to an archive that takes no other encoding, it is compared with what was sent, and delivered then."""
+    with serving(Sink()) as address:
+        router = Router(tmp_path, address, 'confirm = "read-back"')
+        assert router.go(compressed(phantom, JPEGLSLossless)).state == "delivering"
+        router.now += 1
+        router.attempt()
+        (job,) = router.jobs.all()
+    assert (job.state, job.error) == ("delivered", "")
+
+
+def test_each_forwarded_image_is_committed_for_itself(tmp_path: Path) -> None:
+    """Of three images the archive has lost one: the others are delivered at once, that one when it was sent again."""
+    sink = Sink(trouble=lambda event: 0 if event.request.AffectedSOPInstanceUID == "1.3.1.2" else None)
+    with serving(sink, commits=Witness(sink).on_request) as address:  # type: ignore[arg-type]  # what it asks of an archive, a sink has
+        router = Router(tmp_path, address, 'confirm = "commitment"')
+        assert router.go(*native(*many(3))).counts == {("archive", "confirming"): 3}
+        router.now += 1
+        router.attempt()
+        (job,) = router.jobs.all()
+        assert job.counts == {("archive", "delivered"): 2, ("archive", "waiting"): 1}
+        assert "no such object instance" in job.deliveries[0].last_answer
+        sink.trouble = lambda _: None
+        for _ in range(2):
+            router.now += 1
+            router.attempt()
+        (job,) = router.jobs.all()
+    assert (job.state, Counter(sink.received)) == ("delivered", Counter({"1.3.1.1": 1, "1.3.1.2": 2, "1.3.1.3": 1}))
+
+
+def test_archive_that_is_gone_when_it_is_to_commit_is_asked_later(tmp_path: Path) -> None:
+    """All that it has stored waits, as one; nothing is sent again."""
+    sink = Sink()
+    with serving(sink, commits=Witness(sink).on_request) as address:  # type: ignore[arg-type]
+        router = Router(tmp_path, address, 'confirm = "commitment"')
+        router.go(*native(*many(3)))
+    router.now += 1
+    router.attempt()
+    assert router.dispatch.due(router.now) == []
+    with serving(sink, commits=Witness(sink).on_request):  # type: ignore[arg-type]
+        router.now += 3600
+        router.attempt()
+        (job,) = router.jobs.all()
+    assert (job.state, len(sink.received)) == ("delivered", 3)
