@@ -10,6 +10,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from segnode.dicom.jpeg_lossless import use_jpeg_lossless
 from segnode.errors import UnreadablePixels
 
 # What pydicom and decoders do for objects that are not what they say.
@@ -33,6 +34,7 @@ def in_native(path: Path, transfer_syntax_uid: str) -> bytes:
 
     What was compressed with loss stays marked so. Raises UnreadablePixels where it cannot be decoded, or is big endian.
     """
+    use_jpeg_lossless()
     try:
         dataset = dcmread(path)
         syntax = dataset.file_meta.TransferSyntaxUID

@@ -11,6 +11,7 @@ from pydicom.pixels.utils import pixel_array
 
 from segnode.dicom.attributes import RULE_ATTRIBUTES
 from segnode.dicom.geometry import Plane, Vector, stack
+from segnode.dicom.jpeg_lossless import use_jpeg_lossless
 from segnode.errors import NotAVolume, UnreadablePixels
 
 
@@ -116,6 +117,7 @@ def _positive(image: Dataset, keyword: str) -> int:
 
 def stored_values(image: Dataset) -> npt.NDArray[np.number]:
     """The stored values (rows, columns) of an image with its pixels. Raises UnreadablePixels."""
+    use_jpeg_lossless()
     try:
         stored: npt.NDArray[np.number] = pixel_array(image, raw=True)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -1,10 +1,18 @@
 """Volumes from images."""
 
+import subprocess
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLossless, JPEGLosslessSV1
 
-from segnode.dicom.volume import Volume, order_slices, read_volume
+from segnode.dicom.native import in_native
+from segnode.dicom.volume import Volume, order_slices, read_volume, stored_values
 from segnode.errors import NotAVolume, UnreadablePixels
 from segnode.testing.phantom import Phantom
 
@@ -86,3 +94,37 @@ def test_pixels_that_cannot_be_decoded_are_named(image: Dataset) -> None:
     image.PixelData = image.PixelData[:1000]
     with pytest.raises(UnreadablePixels, match=image.SOPInstanceUID):
         volume_of([image])
+
+
+@pytest.mark.parametrize("option", ["+e1", "+el"])
+@pytest.mark.parametrize("change", [{}, {"BitsStored": 12, "HighBit": 11}, {"PixelRepresentation": 0}])
+def test_jpeg_lossless_is_read(
+    phantom: Phantom, dcmtk: Callable[[str], str], tmp_path: Path, option: str, change: dict[str, int]
+) -> None:
+    """What DCMTK has compressed (SV1, and any predictor) has the pixels that it had, signed and of fewer bits as well."""
+    image = dcmread(phantom.folder / "0005.dcm")
+    stored = np.clip(image.pixel_array, -1024, 1500) + (1024 if "PixelRepresentation" in change else 0)
+    image.PixelData = stored.astype("<i2").tobytes()
+    for keyword, value in change.items():
+        setattr(image, keyword, value)
+    if "BitsStored" in change:
+        image.PixelData = (stored.astype("<i2").view("<u2") & 0xFFF).tobytes()
+    image.save_as(tmp_path / "native.dcm")
+    command = [dcmtk("dcmcjpeg"), option, "+un", tmp_path / "native.dcm", tmp_path / "jpeg.dcm"]
+    subprocess.run(command, check=True, capture_output=True)
+    read = dcmread(tmp_path / "jpeg.dcm")
+    assert read.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
+    np.testing.assert_array_equal(stored_values(read), stored)
+    native = dcmread(BytesIO(in_native(tmp_path / "jpeg.dcm", ExplicitVRLittleEndian)))
+    np.testing.assert_array_equal(native.pixel_array, stored)
+
+
+def test_jpeg_lossless_that_was_cut_off_is_refused(phantom: Phantom, dcmtk: Callable[[str], str], tmp_path: Path) -> None:
+    """No pixels are made up."""
+    command = [dcmtk("dcmcjpeg"), "+un", phantom.folder / "0005.dcm", tmp_path / "jpeg.dcm"]
+    subprocess.run(command, check=True, capture_output=True)
+    image = dcmread(tmp_path / "jpeg.dcm")
+    (frame,) = generate_frames(image.PixelData, number_of_frames=1)
+    image.PixelData = encapsulate([frame[: len(frame) // 2]])
+    with pytest.raises(UnreadablePixels, match="has no end"):
+        stored_values(image)
