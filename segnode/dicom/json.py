@@ -1,6 +1,7 @@
 """DICOM JSON (PS3.18 F) of attributes that are kept as text."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -14,14 +15,11 @@ Json = dict[str, Any]
 
 def attribute_json(keyword: str, text: str) -> Json:
     """One attribute: `{"ggggeeee": {"vr": …, "Value": […]}}`; several values are joined by a backslash in `text`."""
-    tag = tag_for_keyword(keyword)
-    if tag is None:
-        raise ValueError(f"not a keyword: {keyword}")
-    vr = dictionary_VR(tag)
+    tag, vr = _tag_and_vr(keyword)
     element: Json = {"vr": vr}
     if text:
         element["Value"] = [_value(vr, single) for single in text.split("\\")]
-    return {f"{tag:08X}": element}
+    return {tag: element}
 
 
 def attributes_json(attributes: Mapping[str, str]) -> Json:
@@ -35,6 +33,14 @@ def attributes_json(attributes: Mapping[str, str]) -> Json:
 def sequence_json(keyword: str, items: list[Json]) -> Json:
     """A sequence attribute of these items."""
     return {f"{tag_for_keyword(keyword):08X}": {"vr": "SQ", "Value": items}}
+
+
+@cache
+def _tag_and_vr(keyword: str) -> tuple[str, str]:
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise ValueError(f"not a keyword: {keyword}")
+    return f"{tag:08X}", dictionary_VR(tag)
 
 
 def _value(vr: str, text: str) -> Any:
