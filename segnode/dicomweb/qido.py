@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,22 +10,17 @@ from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
 from segnode.dicom.attributes import FURTHER_SERIES_ATTRIBUTES, FURTHER_STUDY_ATTRIBUTES
-from segnode.dicom.json import Json, attributes_json, sequence_json
+from segnode.dicom.json import Json, attributes_as_json, attributes_json, sequence_json
 from segnode.dicom.query import LEVELS, Asked, Level, Query, asked
 from segnode.errors import BadRequest
 from segnode.store.index import Index
 from segnode.store.objects import ObjectStore
-from segnode.store.search import INDEXED, Row, searchable
+from segnode.store.search import COUNTED, INDEXED, Row, searchable
 
 MOST_RESULTS: Final = 10_000
 _CONTROLS: Final = ("limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "multiplevaluematching", "accept")
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*|[0-9A-Fa-f]{8}")
 _TAG: Final = re.compile(r"[0-9A-Fa-f]{8}")
-_COUNTS: Final[Mapping[Level, Sequence[str]]] = {
-    "studies": ("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
-    "series": ("NumberOfSeriesRelatedInstances",),
-    "instances": ("AvailableTransferSyntaxUID",),
-}
 _FURTHER: Final[Mapping[Level, Sequence[str]]] = {
     "studies": FURTHER_STUDY_ATTRIBUTES,
     "series": FURTHER_SERIES_ATTRIBUTES,
@@ -89,8 +84,10 @@ def parse_search(level: Level, within: Mapping[str, str], parameters: Iterable[t
 
 def search(index: Index, objects: ObjectStore, wanted: Search, root: str) -> tuple[list[Json], int]:
     """What is held and matches, as DICOM JSON, and how much more there is; `root` is the URL that studies are under."""
-    found = index.search(wanted.query, wanted.limit, wanted.offset)
-    return [_document(objects, wanted, row, root) for row in found.rows], found.remaining
+    keywords = _answered(wanted)
+    found = index.search(wanted.query, keywords, wanted.limit, wanted.offset)
+    as_json = attributes_as_json(["SpecificCharacterSet", *keywords, "RetrieveURL"])
+    return [_document(objects, wanted, as_json, row, root) for row in found.rows], found.remaining
 
 
 def warnings(wanted: Search, remaining: int, root: str) -> list[str]:
@@ -103,30 +100,33 @@ def warnings(wanted: Search, remaining: int, root: str) -> list[str]:
     return [f"299 {root}: {text}" for text in told]
 
 
-def _document(objects: ObjectStore, wanted: Search, row: Row, root: str) -> Json:
+def _answered(wanted: Search) -> list[str]:
+    """What is answered of what the index keeps: all of the level, and of the levels above what the path leaves open."""
     level = wanted.query.level
-    upper = LEVELS[: LEVELS.index(level) + 1]
-    attributes = {keyword: row.attributes[keyword] for keyword in _COUNTS[level]}
-    for each in upper:
+    keywords = list(COUNTED[level])
+    for each in LEVELS[: LEVELS.index(level) + 1]:
         uid, *others = INDEXED[each]
-        attributes[uid] = row.attributes[uid]
-        if uid not in wanted.query.within:
-            attributes |= {keyword: row.attributes[keyword] for keyword in others}
-        elif wanted.fields is None or not wanted.fields.isdisjoint(others):
-            attributes |= {k: row.attributes[k] for k in others if wanted.fields is None or k in wanted.fields}
-    url = "".join(f"/{each}/{row.attributes[INDEXED[each][0]]}" for each in upper)
-    document = attributes_json({"SpecificCharacterSet": "ISO_IR 192", **attributes, "RetrieveURL": root + url})
+        is_open = uid not in wanted.query.within or wanted.fields is None
+        keywords += [uid, *(keyword for keyword in others if is_open or keyword in (wanted.fields or ()))]
+    return keywords
+
+
+def _document(objects: ObjectStore, wanted: Search, as_json: Callable[[Mapping[str, str]], Json], row: Row, root: str) -> Json:
+    level = wanted.query.level
+    url = "".join(f"/{each}/{row.attributes[INDEXED[each][0]]}" for each in LEVELS[: LEVELS.index(level) + 1])
+    document = as_json({"SpecificCharacterSet": "ISO_IR 192", **row.attributes, "RetrieveURL": root + url})
+    further: Json = {}
     if wanted.fields is None or not wanted.fields <= _INDEX_SAYS:
-        document = {**_from_header(objects, row.object_key, level, wanted.fields), **document}
+        further = _from_header(objects, row.object_key, level, wanted.fields)
     if level == "series" and row.requests:
         requests = sequence_json("RequestAttributesSequence", [attributes_json(item) for item in row.requests])
-        document = {**requests, **document}
-    return dict(sorted(document.items()))
+        further = {**requests, **further}
+    return dict(sorted({**further, **document}.items())) if further else document
 
 
 _INDEX_SAYS: Final = frozenset(
     {
-        *(keyword for keywords in (*INDEXED.values(), *_COUNTS.values()) for keyword in keywords),
+        *(keyword for keywords in (*INDEXED.values(), *COUNTED.values()) for keyword in keywords),
         "SpecificCharacterSet",
         "RetrieveURL",
     }
@@ -154,7 +154,7 @@ def _is_known(field: str) -> bool:
 def _is_of(level: Level, field: str) -> bool:
     """Whether an attribute is of a level or of one above; an instance's may be any."""
     upper = LEVELS[: LEVELS.index(level) + 1]
-    own = any(field in (*INDEXED[each], *_COUNTS[each], *_FURTHER[each]) for each in upper)
+    own = any(field in (*INDEXED[each], *COUNTED[each], *_FURTHER[each]) for each in upper)
     return _is_known(field) and (own or level == "instances")
 
 

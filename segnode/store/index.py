@@ -349,10 +349,10 @@ class Index:
         for some in _batched(object_keys, _MOST_VARIABLES):
             self._delete(_doomed.delete().where(_doomed.c.object_key.in_(some)))
 
-    def search(self, query: Query, limit: int, offset: int = 0) -> Found:
-        """What is held and matches, a page of it in a stable order; see segnode.store.search."""
+    def search(self, query: Query, keywords: Sequence[str], limit: int, offset: int = 0) -> Found:
+        """What is held and matches, a page of it in a stable order; see segnode.store.search.find."""
         with self._reader.connect() as connection:
-            return find(connection, query, limit, offset)
+            return find(connection, query, keywords, limit, offset)
 
     def unread(self, limit: int) -> list[Instance]:
         """Some of the objects that were held before the index kept what is in their items."""

@@ -4,17 +4,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_VM, tag_for_keyword
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Integer,
-    RowMapping,
     Select,
+    String,
     Table,
     and_,
+    bindparam,
     cast,
     exists,
     func,
@@ -24,6 +27,7 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.dialects import sqlite
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, ITEM_ATTRIBUTES, PERSON_NAMES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 from segnode.dicom.query import (
@@ -48,14 +52,21 @@ INDEXED: Final[Mapping[Level, Sequence[str]]] = {
     "series": ("SeriesInstanceUID", *SERIES_ATTRIBUTES),
     "instances": ("SOPInstanceUID", "SOPClassUID", *INSTANCE_ATTRIBUTES),
 }
+# What it says of a match besides.
+COUNTED: Final[Mapping[Level, Sequence[str]]] = {
+    "studies": ("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
+    "series": ("NumberOfSeriesRelatedInstances",),
+    "instances": ("AvailableTransferSyntaxUID",),
+}
 _TABLE_OF: Final[Mapping[Level, Table]] = {"studies": study, "series": series, "instances": instance}
 _ITEMS_AT: Final[Mapping[str, Level]] = {"RequestAttributesSequence": "series", "SegmentSequence": "instances"}
 _AFTER_ANY: Final = "~"
+_UIDS: Final = object()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A match: its attributes and those of the levels above by keyword, with what it counts.
+    """A match: its attributes by keyword.
 
     `requests` are the items of RequestAttributesSequence; `object_key` is that of an object of it.
     """
@@ -84,18 +95,22 @@ def searchable(level: Level) -> Iterator[str]:
             yield from (f"{sequence}.{path}" for path in ITEM_ATTRIBUTES[sequence])
 
 
-def find(connection: Connection, query: Query, limit: int, offset: int = 0) -> Found:
-    """The matches from `offset` on, `limit` at most, in the order of their UIDs."""
-    uid = _TABLE_OF[query.level].c[INDEXED[query.level][0]]
-    matching = select(uid).select_from(_joined(query.level)).where(*_conditions(query))
-    page = matching.order_by(uid).limit(limit + 1).offset(offset).subquery()
-    described = _described(query.level).where(uid.in_(select(page.c[0]))).order_by(uid)
-    found = connection.execute(described).mappings().all()
+def find(connection: Connection, query: Query, keywords: Sequence[str], limit: int, offset: int = 0) -> Found:
+    """The matches from `offset` on, `limit` at most, in the order of their UIDs; of each what the keywords ask for.
+
+    They may name what the index keeps of the level and of those above, and what COUNTED lists for it.
+    """
+    uid = _uid(query.level)
+    matching = select(uid).select_from(_joined(query.level, _top(query))).where(*_conditions(query))
+    page = list(connection.execute(matching.order_by(uid).limit(limit + 1).offset(offset)).scalars())
     remaining = 0
-    if len(found) > limit:
+    if len(page) > limit:
         total = connection.execute(select(func.count()).select_from(matching.subquery())).scalar_one()
         remaining = max(0, total - offset - limit)
-    return Found([_as_row(row) for row in found[:limit]], remaining)
+    statement, parameters, names = _described(query.level, tuple(keywords))
+    parameters = tuple(json.dumps(page[:limit]) if value is _UIDS else value for value in parameters)
+    described = connection.exec_driver_sql(statement, parameters).all() if page[:limit] else []
+    return Found([_as_row(dict(zip(names, row, strict=True))) for row in described], remaining)
 
 
 def condition(column: ColumnElement[str], keyword: str, what: Asked) -> ColumnElement[bool]:
@@ -123,8 +138,7 @@ def _text_condition(column: ColumnElement[str], what: Asked) -> ColumnElement[bo
 
 
 def _conditions(query: Query) -> Iterator[ColumnElement[bool]]:
-    tables = [_TABLE_OF[level] for level in LEVELS[: LEVELS.index(query.level) + 1]]
-    columns = {column.name: column for table in reversed(tables) for column in table.columns}
+    columns = _columns(query.level)
     for keyword, uid in query.within.items():
         yield columns[keyword] == uid
     together = _together(query) if query.combines_datetimes else {}
@@ -137,14 +151,14 @@ def _conditions(query: Query) -> Iterator[ColumnElement[bool]]:
             in_items[sequence].append(condition(ITEMS_OF[sequence].c[below], below.rpartition(".")[2], what))
         elif path == "ModalitiesInStudy":
             other = series.alias()
-            of_study = other.c.StudyInstanceUID == study.c.StudyInstanceUID
+            of_study = other.c.StudyInstanceUID == columns["StudyInstanceUID"]
             yield exists().where(of_study, condition(other.c.Modality, "Modality", what))
         elif path in PERSON_NAMES:
-            yield from _name_conditions(path, what)
+            yield from (columns["StudyInstanceUID"].in_(named) for named in _named(path, what))
         elif path not in together.values():
             yield condition(columns[path], path, what)
     for sequence, conditions in in_items.items():
-        owner = ITEMS_OF[sequence].primary_key.columns[0]
+        owner = ITEMS_OF[sequence].c[_owner(sequence)]
         yield columns[owner.name].in_(select(owner).where(*conditions))
 
 
@@ -165,73 +179,120 @@ def _between_moments(date: ColumnElement[str], dates: Asked, time: ColumnElement
     return and_(true(), *ends)
 
 
-def _name_conditions(keyword: str, what: Asked) -> Iterator[ColumnElement[bool]]:
-    """That a study has names which match; each is looked up in the table of names."""
+def _named(keyword: str, what: Asked) -> Iterator[Select[Any]]:
+    """Of each thing that a key asks of a name the studies which have such a one."""
+    studies = select(person_name.c.StudyInstanceUID).where(person_name.c.keyword == keyword)
     if isinstance(what, Words):
         for start in what.starts:
             pattern = start if is_pattern(start) else f"{start}*"
-            yield _is_named(keyword, person_name.c.is_word, _name_condition(pattern))
+            yield studies.where(person_name.c.is_word, _name_condition(pattern))
     elif isinstance(what, Name):
         for place, group in enumerate(what.groups):
             if group:
                 of_place = [person_name.c.place == place] if len(what.groups) > 1 else []
-                yield _is_named(keyword, not_(person_name.c.is_word), _name_condition(group), *of_place)
+                yield studies.where(not_(person_name.c.is_word), _name_condition(group), *of_place)
 
 
 def _name_condition(pattern: str) -> ColumnElement[bool]:
     return _text_condition(person_name.c.text, Wildcard(pattern) if is_pattern(pattern) else Exactly((pattern,)))
 
 
-def _is_named(keyword: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    named = select(person_name.c.StudyInstanceUID).where(person_name.c.keyword == keyword, *conditions)
-    return study.c.StudyInstanceUID.in_(named)
+@cache
+def _columns(level: Level) -> Mapping[str, Column[Any]]:
+    """The columns that a search of a level asks of: a UID's is that of the lowest table which has it."""
+    tables = [_TABLE_OF[each] for each in LEVELS[: LEVELS.index(level) + 1]]
+    return {column.name: column for table in tables for column in table.columns}
 
 
-def _joined(level: Level) -> Any:
-    joined: Any = study
-    for table in [_TABLE_OF[each] for each in LEVELS[1 : LEVELS.index(level) + 1]]:
+def _top(query: Query) -> Level:
+    """The highest level whose table is needed to match; for what is not asked of, a hundred thousand rows are not joined."""
+    columns = _columns(query.level)
+    keywords = [*query.within, *(_held_by(path) for path in query.keys)]
+    tables = {query.level: _TABLE_OF[query.level], **{k: columns[k].table for k in keywords}}.values()
+    return next(level for level in LEVELS if _TABLE_OF[level] in tables)
+
+
+def _held_by(path: str) -> str:
+    """The column that is asked for the sake of a key."""
+    if path == "ModalitiesInStudy" or path in PERSON_NAMES:
+        return "StudyInstanceUID"
+    sequence, dot, _ = path.partition(".")
+    return _owner(sequence) if dot else path
+
+
+def _owner(sequence: str) -> str:
+    """Whose items they are: the column of a series or an instance."""
+    return str(ITEMS_OF[sequence].primary_key.columns[0].name)
+
+
+def _uid(level: Level) -> Column[Any]:
+    return _TABLE_OF[level].c[INDEXED[level][0]]
+
+
+@cache
+def _joined(level: Level, top: Level = "studies") -> Any:
+    first, *others = (_TABLE_OF[each] for each in LEVELS[LEVELS.index(top) : LEVELS.index(level) + 1])
+    joined: Any = first
+    for table in others:
         joined = joined.join(table)
     return joined
 
 
-def _described(level: Level) -> Select[Any]:
-    """All that is known of the rows of a level."""
-    columns = [_TABLE_OF[each].c[keyword] for each in LEVELS[: LEVELS.index(level) + 1] for keyword in INDEXED[each]]
-    described = select(*columns).select_from(_joined(level))
+@lru_cache(maxsize=64)
+def _described(level: Level, keywords: Sequence[str]) -> tuple[str, tuple[Any, ...], Sequence[str]]:
+    """A statement for these attributes of rows of a level, its parameters with _UIDS for their UIDs, and its columns.
+
+    SQLAlchemy takes longer to put it together than SQLite to answer it.
+    """
+    columns = _columns(level)
+    tables = [columns[keyword].table for keyword in keywords if keyword not in COUNTED[level]]
+    top = next(each for each in LEVELS if each == level or _TABLE_OF[each] in tables)
+    counted = _counted(level)
+    asked = [counted.pop(keyword) if keyword in COUNTED[level] else columns[keyword] for keyword in keywords]
+    further = [counted[name] for name in ("object_key", "requests") if name in counted]
+    uids = func.json_each(bindparam("uids", _UIDS)).table_valued("value").c.value
+    described = select(*asked, *further).select_from(_joined(level, top)).where(_uid(level).in_(select(uids)))
+    compiled = described.order_by(_uid(level)).compile(dialect=sqlite.dialect(paramstyle="qmark"))
+    parameters = tuple(compiled.params[name] for name in compiled.positiontup or ())
+    return str(compiled), parameters, [column.name for column in described.selected_columns]
+
+
+def _counted(level: Level) -> dict[str, ColumnElement[str]]:
+    """What is counted of a row of a level and listed of what it holds, as text, and the key of an object of it."""
     if level == "instances":
-        syntax = instance.c.transfer_syntax_uid.label("AvailableTransferSyntaxUID")
-        return described.add_columns(syntax, instance.c.object_key)
+        return {
+            "AvailableTransferSyntaxUID": instance.c.transfer_syntax_uid.label("AvailableTransferSyntaxUID"),
+            "object_key": instance.c.object_key,
+        }
     other = series.alias()
     is_of = other.c.StudyInstanceUID == study.c.StudyInstanceUID
     if level == "series":
         is_of = other.c.SeriesInstanceUID == series.c.SeriesInstanceUID
-    instances = select(func.count()).select_from(other.join(instance)).where(is_of)
-    an_object = select(instance.c.object_key).select_from(other.join(instance)).where(is_of).limit(1)
-    described = described.add_columns(an_object.scalar_subquery().label("object_key"))
+    held = other.join(instance)
+    instances = select(cast(func.count(), String)).select_from(held).where(is_of)
+    counted = {"object_key": select(instance.c.object_key).select_from(held).where(is_of).limit(1)}
     if level == "series":
-        items = [request.c[path] for path in ITEM_ATTRIBUTES["RequestAttributesSequence"]]
-        of_series = request.c.SeriesInstanceUID == series.c.SeriesInstanceUID
-        requests = select(func.json_group_array(func.json_array(*items))).where(of_series)
-        return described.add_columns(
-            instances.scalar_subquery().label("NumberOfSeriesRelatedInstances"),
-            requests.scalar_subquery().label("requests"),
-        )
-    modalities = select(func.group_concat(other.c.Modality.distinct())).where(is_of, other.c.Modality != "")
-    return described.add_columns(
-        modalities.scalar_subquery().label("ModalitiesInStudy"),
-        select(func.count()).select_from(other).where(is_of).scalar_subquery().label("NumberOfStudyRelatedSeries"),
-        instances.scalar_subquery().label("NumberOfStudyRelatedInstances"),
-    )
+        paths = ITEM_ATTRIBUTES["RequestAttributesSequence"]
+        items = func.json_group_array(func.json_array(*(request.c[path] for path in paths)))
+        counted["requests"] = select(items).where(request.c.SeriesInstanceUID == series.c.SeriesInstanceUID)
+        counted["NumberOfSeriesRelatedInstances"] = instances
+    else:
+        modalities = func.coalesce(func.group_concat(other.c.Modality.distinct()), "")
+        counted["ModalitiesInStudy"] = select(modalities).where(is_of, other.c.Modality != "")
+        counted["NumberOfStudyRelatedSeries"] = select(cast(func.count(), String)).select_from(other).where(is_of)
+        counted["NumberOfStudyRelatedInstances"] = instances
+    return {name: counted.scalar_subquery().label(name) for name, counted in counted.items()}
 
 
-def _as_row(found: RowMapping) -> Row:
-    attributes = {keyword: "" if value is None else str(value) for keyword, value in found.items()}
+def _as_row(attributes: dict[str, str]) -> Row:
     object_key = attributes.pop("object_key")
-    requests = json.loads(attributes.pop("requests", "[]"))
-    if modalities := attributes.get("ModalitiesInStudy"):
-        attributes["ModalitiesInStudy"] = "\\".join(sorted(modalities.split(",")))
-    keywords = ITEM_ATTRIBUTES["RequestAttributesSequence"]
-    return Row(attributes, [dict(zip(keywords, item, strict=True)) for item in requests], object_key)
+    requests: list[Mapping[str, str]] = []
+    if "requests" in attributes:
+        keywords = ITEM_ATTRIBUTES["RequestAttributesSequence"]
+        requests = [dict(zip(keywords, item, strict=True)) for item in json.loads(attributes.pop("requests"))]
+    if "ModalitiesInStudy" in attributes:
+        attributes["ModalitiesInStudy"] = "\\".join(sorted(attributes["ModalitiesInStudy"].split(",")))
+    return Row(attributes, requests, object_key)
 
 
 def _has_several_values(keyword: str) -> bool:

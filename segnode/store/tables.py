@@ -60,7 +60,7 @@ instance = Table(
     metadata,
     Column("SOPInstanceUID", String, primary_key=True),
     Column("SeriesInstanceUID", ForeignKey("series.SeriesInstanceUID"), nullable=False, index=True),
-    Column("SOPClassUID", String, nullable=False, index=True),
+    Column("SOPClassUID", String, nullable=False),
     *_attribute_columns(INSTANCE_ATTRIBUTES),
     Column("transfer_syntax_uid", String, nullable=False),
     Column("object_key", String, nullable=False, unique=True),
@@ -97,4 +97,6 @@ request = Table(
 # Objects that were held before their items and names were kept.
 unread = Table("unread", metadata, _held("SOPInstanceUID"))
 ITEMS_OF: Final[Mapping[str, Table]] = {"SegmentSequence": segment, "RequestAttributesSequence": request}
+# In the order of what is answered: most of what is held is of few classes.
+Index("instance_SOPClassUID", instance.c.SOPClassUID, instance.c.SOPInstanceUID)
 Index("instance_InstanceNumber", cast(instance.c.InstanceNumber, Integer))

@@ -197,7 +197,7 @@ def test_search_matches_as_dicom_does(index: Index, keys: dict[str, str], found:
     add(index, "1.1", 1.0)
     add(index, "1.5", 1.0, series="1.4", Modality="MR", SeriesDescription="T[1] x", SeriesDate="20260115")
     query = Query("series", keys={keyword: asked(keyword, value) for keyword, value in keys.items()})
-    rows = index.search(query, 10).rows
+    rows = index.search(query, ["SeriesInstanceUID"], 10).rows
     assert [row.attributes["SeriesInstanceUID"] for row in rows] == found
 
 
@@ -206,10 +206,10 @@ def test_segments_go_with_their_object(index: Index) -> None:
     seg = replace(HEADER, items={"SegmentSequence": [{"SegmentLabel": "Liver"}]})
     query = Query("instances", keys={"SegmentSequence.SegmentLabel": Exactly(("Liver",))})
     index.add(seg, "key", 1, "d", "made", 1.0)
-    assert len(index.search(query, 10).rows) == 1
+    assert len(index.search(query, ["SOPInstanceUID"], 10).rows) == 1
     index.doom_made("1.1")
     index.add(replace(seg, items={}), "other key", 1, "d", "made", 1.0)
-    assert index.search(query, 10).rows == []
+    assert index.search(query, ["SOPInstanceUID"], 10).rows == []
 
 
 def test_job_goes_through_its_states(jobs: Jobs) -> None:
