@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
@@ -82,12 +83,13 @@ def parse_search(level: Level, within: Mapping[str, str], parameters: Iterable[t
     )
 
 
-def search(index: Index, objects: ObjectStore, wanted: Search, root: str) -> tuple[list[Json], int]:
-    """What is held and matches, as DICOM JSON, and how much more there is; `root` is the URL that studies are under."""
+def search(index: Index, objects: ObjectStore, wanted: Search, root: str) -> tuple[list[bytes], int]:
+    """What is held and matches, each as DICOM JSON, and how much more there is; `root` is the URL that studies are under."""
     keywords = _answered(wanted)
     found = index.search(wanted.query, keywords, wanted.limit, wanted.offset)
     as_json = attributes_as_json(["SpecificCharacterSet", *keywords, "RetrieveURL"])
-    return [_document(objects, wanted, as_json, row, root) for row in found.rows], found.remaining
+    # One by one, so that of many matches no more than the text is held.
+    return [msgspec.json.encode(_document(objects, wanted, as_json, row, root)) for row in found.rows], found.remaining
 
 
 def warnings(wanted: Search, remaining: int, root: str) -> list[str]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
-import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -72,7 +71,8 @@ class DicomWeb:
             wanted = qido.parse_search(level, within, request.query_params.multi_items())
             root = _root(request)
             found, remaining = qido.search(self.receiver.index, self.receiver.objects, wanted, root)
-            response = Response(msgspec.json.encode(found), media_type=_JSON) if found else Response(status_code=204)
+            body = b"[" + b",".join(found) + b"]"
+            response = Response(body, media_type=_JSON) if found else Response(status_code=204)
             for warning in qido.warnings(wanted, remaining, root):
                 response.headers.append("Warning", warning)
             return response
