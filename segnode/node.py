@@ -426,6 +426,7 @@ class _Worker:
             with _going_on("tidying broke"):
                 tidier.close_associations()
                 tidier.delete_unacknowledged(turn % SHELVES)
+                tidier.read_items()
                 if turn % _TIDY_ALL_EVERY == 0:
                     tidier.delete_abandoned()
                     tidier.delete_no_longer_held()

@@ -1,5 +1,6 @@
 """The attributes that the index keeps of an object, by level; rules and queries match on these."""
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 STUDY_ATTRIBUTES: Final = (
@@ -40,6 +41,91 @@ INSTANCE_ATTRIBUTES: Final = (
     "ContentDate",
     "ContentTime",
 )
+# What the index does not keep of patient, study and series, and objects may say of them (PS3.4 C.6.1.1, PS3.3 C.7.1-C.7.3).
+FURTHER_STUDY_ATTRIBUTES: Final = (
+    "SpecificCharacterSet",
+    "TimezoneOffsetFromUTC",
+    "IssuerOfPatientIDQualifiersSequence",
+    "PatientBirthTime",
+    "OtherPatientIDs",
+    "OtherPatientIDsSequence",
+    "OtherPatientNames",
+    "EthnicGroup",
+    "PatientSpeciesDescription",
+    "PatientBreedDescription",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "ConsultingPhysicianName",
+    "PhysiciansOfRecord",
+    "NameOfPhysiciansReadingStudy",
+    "RequestingService",
+    "ReferencedStudySequence",
+    "ProcedureCodeSequence",
+    "ReasonForPerformedProcedureCodeSequence",
+    "IssuerOfAccessionNumberSequence",
+    "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "Occupation",
+    "AdditionalPatientHistory",
+    "PregnancyStatus",
+    "SmokingStatus",
+    "MedicalAlerts",
+    "Allergies",
+    "AdmissionID",
+    "PatientState",
+)
+FURTHER_SERIES_ATTRIBUTES: Final = (
+    "Laterality",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "ReferencedPerformedProcedureStepSequence",
+    "RelatedSeriesSequence",
+    "SeriesDescriptionCodeSequence",
+    "AnatomicalOrientationType",
+    "PatientPosition",
+    "RequestAttributesSequence",
+    "PerformedProcedureStepEndDate",
+    "PerformedProcedureStepEndTime",
+    "PerformedProcedureStepID",
+    "PerformedProcedureStepDescription",
+    "PerformedProtocolCodeSequence",
+    "CommentsOnThePerformedProcedureStep",
+    "TreatmentSessionUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "InstitutionAddress",
+    "InstitutionalDepartmentName",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "DeviceUID",
+    "SpatialResolution",
+    "DateOfLastCalibration",
+    "TimeOfLastCalibration",
+)
+# Of the items of these sequences, by path.
+ITEM_ATTRIBUTES: Final[Mapping[str, Sequence[str]]] = {
+    "RequestAttributesSequence": ("ScheduledProcedureStepID", "RequestedProcedureID"),
+    "SegmentSequence": (
+        "SegmentNumber",
+        "SegmentLabel",
+        "SegmentDescription",
+        "SegmentAlgorithmType",
+        "SegmentAlgorithmName",
+        "TrackingID",
+        "TrackingUID",
+        *(
+            f"{sequence}.{keyword}"
+            for sequence in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence")
+            for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+        ),
+    ),
+}
+PERSON_NAMES: Final = ("PatientName", "ReferringPhysicianName")
 # Of patient and study in what is made of images, in whatever form it is made: copied from them, where they have it,
 COPIED_ATTRIBUTES: Final = (
     "SpecificCharacterSet",

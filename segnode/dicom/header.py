@@ -7,15 +7,22 @@ data set, so that a hostile object costs no more than an honest one.
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import BinaryIO, Final
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.filereader import read_sequence
 
-from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES, UID_ATTRIBUTES
+from segnode.dicom.attributes import (
+    INSTANCE_ATTRIBUTES,
+    ITEM_ATTRIBUTES,
+    SERIES_ATTRIBUTES,
+    STUDY_ATTRIBUTES,
+    UID_ATTRIBUTES,
+)
 from segnode.dicom.elements import LONG_VRS
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import is_uid
@@ -25,6 +32,8 @@ _PREAMBLE: Final = 128
 _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONGEST_VALUE: Final = 64 * 1024
+_LONGEST_SEQUENCE: Final = 4 * 1024 * 1024
+_MOST_ITEMS: Final = 65535  # as many segments as there are numbers for
 _LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
 _BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
 _CHARACTER_SET_TAG: Final = 0x00080005
@@ -48,6 +57,7 @@ class Header:
     """What the node needs to know of an object: its identity, its encoding and the attributes that are indexed.
 
     `attributes` holds DICOM text by keyword, several values joined by a backslash; absent and empty are both left out.
+    `items` holds the same of the items of sequences that are indexed, by path; of a sequence that cannot be read nothing.
     """
 
     sop_class_uid: str
@@ -58,6 +68,7 @@ class Header:
     dataset_offset: int
     attributes: Mapping[str, str]
     contributors: tuple[Contributor, ...] = ()
+    items: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def read_header(file: BinaryIO) -> Header:
     """
     meta, dataset_offset = _read_file_meta(file)
     transfer_syntax = _required_uid(meta, "TransferSyntaxUID")
-    found, contributors = _read_dataset(file, dataset_offset, encoding_of(transfer_syntax))
+    found, contributors, items = _read_dataset(file, dataset_offset, encoding_of(transfer_syntax))
     uids = {keyword: _required_uid(found, keyword) for keyword in UID_ATTRIBUTES}
     for in_meta, in_dataset in (("MediaStorageSOPClassUID", "SOPClassUID"), ("MediaStorageSOPInstanceUID", "SOPInstanceUID")):
         if meta.get(in_meta) and meta[in_meta] != uids[in_dataset]:
@@ -90,6 +101,7 @@ def read_header(file: BinaryIO) -> Header:
         dataset_offset=dataset_offset,
         attributes={keyword: value for keyword, value in found.items() if keyword not in UID_ATTRIBUTES and value},
         contributors=contributors,
+        items=items,
     )
 
 
@@ -114,12 +126,20 @@ _INDEXED: Final[Mapping[int, str]] = {
 }
 
 
-def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> tuple[dict[str, str], tuple[Contributor, ...]]:
+_ITEMS: Final[Mapping[int, str]] = {
+    tag: keyword for keyword in ITEM_ATTRIBUTES if (tag := tag_for_keyword(keyword)) is not None
+}
+
+
+def _read_dataset(
+    file: BinaryIO, offset: int, encoding: Encoding
+) -> tuple[dict[str, str], tuple[Contributor, ...], dict[str, list[dict[str, str]]]]:
     file.seek(offset)
     stream: BinaryIO = io.BytesIO(_inflate_start(file)) if encoding.deflated else file
     order = "<" if encoding.little_endian else ">"
     values: dict[str, str] = {}
     contributors: tuple[Contributor, ...] = ()
+    items: dict[str, list[dict[str, str]]] = {}
     encodings = ["iso8859"]
     # Of a deflated data set only the start is there: whether its pixel data is whole shows when it is decoded.
     for element in _walk(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
@@ -127,10 +147,13 @@ def _read_dataset(file: BinaryIO, offset: int, encoding: Encoding) -> tuple[dict
             encodings = _python_encodings(_text(_value(stream, element)))
         elif element.tag == _CONTRIBUTING_EQUIPMENT_TAG and element.length <= _LONGEST_VALUE:
             contributors = _contributors(_value(stream, element), encoding)
+        elif element.tag in _ITEMS and element.length <= _LONGEST_SEQUENCE:
+            keyword = _ITEMS[element.tag]
+            items[keyword] = _indexed_items(keyword, _value(stream, element), _inside(element, encoding), encodings)
         elif element.tag in _INDEXED and element.length <= _LONGEST_VALUE:
             keyword = _INDEXED[element.tag]
             values[keyword] = _decoded(_value(stream, element), dictionary_VR(element.tag), order, encodings)
-    return values, contributors
+    return values, contributors, items
 
 
 def _contributors(sequence: bytes, encoding: Encoding) -> tuple[Contributor, ...]:
@@ -139,6 +162,43 @@ def _contributors(sequence: bytes, encoding: Encoding) -> tuple[Contributor, ...
         return tuple(Contributor(str(item.get("Manufacturer", "")), str(item.get("StationName", ""))) for item in items)
     except Exception:  # noqa: BLE001  a sequence that pydicom cannot read is kept as it is, and names nobody
         return ()
+
+
+def _indexed_items(sequence: str, value: bytes, encoding: Encoding, encodings: list[str]) -> list[dict[str, str]]:
+    """What is indexed of the items of a sequence, by path; nothing where they are not written as PS3.5 7.5 says."""
+    try:
+        return [_indexed_of(item, ITEM_ATTRIBUTES[sequence], encoding, encodings) for item in _items(value, encoding)]
+    except NotDicom:
+        return []
+
+
+def _indexed_of(item: bytes, paths: Sequence[str], encoding: Encoding, encodings: list[str]) -> dict[str, str]:
+    """The text of elements of an item, and of those of the first item of a sequence in it."""
+    found: dict[str, str] = {}
+    order = "<" if encoding.little_endian else ">"
+    file = io.BytesIO(item)
+    for element in _walk(file, encoding, _BEYOND_ANY):
+        keyword = keyword_for_tag(element.tag)
+        within = [path.removeprefix(f"{keyword}.") for path in paths if path.startswith(f"{keyword}.")]
+        if within:
+            inside = _inside(element, encoding)
+            for nested in islice(_items(_value(file, element), inside), 1):
+                values = _indexed_of(nested, within, inside, encodings)
+                found |= {f"{keyword}.{path}": text for path, text in values.items()}
+        elif keyword in paths and element.length <= _LONGEST_VALUE:
+            found[keyword] = _decoded(_value(file, element), dictionary_VR(element.tag), order, encodings)
+    return {path: text for path, text in found.items() if text}
+
+
+def _items(sequence: bytes, encoding: Encoding) -> Iterator[bytes]:
+    file = io.BytesIO(sequence)
+    items = (item for item in _walk(file, encoding, _BEYOND_ANY) if item.tag == _ITEM)
+    return (_value(file, item) for item in islice(items, _MOST_ITEMS))
+
+
+def _inside(element: _Element, encoding: Encoding) -> Encoding:
+    """How what is in an element is encoded: in a value of UN always in implicit little endian (PS3.5 6.2.2)."""
+    return Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
 
 
 def _inflate_start(file: BinaryIO) -> bytes:
@@ -157,8 +217,9 @@ def _walk(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[_Element]:
     end = _end_of(file)
     while (element := _next_element(file, encoding, stop)) is not None:
         if element.length == _UNDEFINED:
-            inside = Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
-            _skip_undefined_length(file, inside, may_lack_its_end=element.tag >= _PIXELS)
+            is_item = element.tag == _ITEM
+            may_lack_its_end = not is_item and element.tag >= _PIXELS
+            _skip_undefined_length(file, _inside(element, encoding), is_item=is_item, may_lack_its_end=may_lack_its_end)
             element = _Element(element.tag, element.vr, element.offset, file.tell() - element.offset)
         elif element.offset + element.length > end:
             raise NotDicom(f"the data ends inside {_name(element.tag)}", _name(element.tag))
@@ -190,13 +251,13 @@ def _next_element(file: BinaryIO, encoding: Encoding, stop: int = _BEYOND_ANY) -
     return _Element(tag, vr, file.tell(), struct.unpack(order + "I", length)[0])
 
 
-def _skip_undefined_length(file: BinaryIO, encoding: Encoding, *, may_lack_its_end: bool) -> None:
+def _skip_undefined_length(file: BinaryIO, encoding: Encoding, *, is_item: bool, may_lack_its_end: bool) -> None:
     """Go past a value of undefined length: sequences, items and elements in them, with a list instead of recursion.
 
     Encapsulated pixel data that is whole but for its last delimiter is let pass: some writers leave it out.
     """
     end = _end_of(file)
-    open_ends = [_SEQUENCE_END]
+    open_ends = [_ITEM_END if is_item else _SEQUENCE_END]
     encodings = [encoding]
     while open_ends:
         element = _next_element(file, encodings[-1])
@@ -211,7 +272,7 @@ def _skip_undefined_length(file: BinaryIO, encoding: Encoding, *, may_lack_its_e
             file.seek(element.offset + element.length)
         else:
             open_ends.append(_ITEM_END if element.tag == _ITEM else _SEQUENCE_END)
-            encodings.append(Encoding(implicit_vr=True) if element.vr == b"UN" else encodings[-1])
+            encodings.append(_inside(element, encodings[-1]))
 
 
 def _end_of(file: BinaryIO) -> int:

@@ -1,6 +1,7 @@
 """DICOM JSON (PS3.18 F) of attributes that are kept as text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -14,27 +15,38 @@ Json = dict[str, Any]
 
 def attribute_json(keyword: str, text: str) -> Json:
     """One attribute: `{"ggggeeee": {"vr": …, "Value": […]}}`; several values are joined by a backslash in `text`."""
-    tag = tag_for_keyword(keyword)
-    if tag is None:
-        raise ValueError(f"not a keyword: {keyword}")
-    vr = dictionary_VR(tag)
-    element: Json = {"vr": vr}
-    if text:
-        element["Value"] = [_value(vr, single) for single in text.split("\\")]
-    return {f"{tag:08X}": element}
+    tag, vr = _tag_and_vr(keyword)
+    return {tag: _element(vr, text)}
 
 
 def attributes_json(attributes: Mapping[str, str]) -> Json:
     """Several attributes, in the order of their tags."""
-    document: Json = {}
-    for keyword, text in attributes.items():
-        document |= attribute_json(keyword, text)
-    return dict(sorted(document.items()))
+    return attributes_as_json(attributes)(attributes)
+
+
+def attributes_as_json(keywords: Iterable[str]) -> Callable[[Mapping[str, str]], Json]:
+    """A function that makes `attributes_json` of many objects, of each these attributes."""
+    named = sorted((*_tag_and_vr(keyword), keyword) for keyword in keywords)
+    return lambda attributes: {tag: _element(vr, attributes[keyword]) for tag, vr, keyword in named}
 
 
 def sequence_json(keyword: str, items: list[Json]) -> Json:
     """A sequence attribute of these items."""
     return {f"{tag_for_keyword(keyword):08X}": {"vr": "SQ", "Value": items}}
+
+
+@cache
+def _tag_and_vr(keyword: str) -> tuple[str, str]:
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise ValueError(f"not a keyword: {keyword}")
+    return f"{tag:08X}", dictionary_VR(tag)
+
+
+@lru_cache(maxsize=4096)
+def _element(vr: str, text: str) -> Json:
+    """An element that is not to be changed: many objects have the same."""
+    return {"vr": vr, "Value": [_value(vr, single) for single in text.split("\\")]} if text else {"vr": vr}
 
 
 def _value(vr: str, text: str) -> Any:

@@ -12,12 +12,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from structlog.contextvars import bound_contextvars
 
+from segnode.dicom.query import Level
 from segnode.dicomweb import qido, wado
 from segnode.dicomweb.stow import StoreRequest, boundary_of
 from segnode.errors import NotFound
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import Instance, Level, Sender
+from segnode.store.index import Instance, Sender
 
 _JSON: Final = "application/dicom+json"
 _BLOCK: Final = 1 << 20
@@ -65,13 +66,15 @@ class DicomWeb:
 
     def _search(self, level: Level) -> Callable[[Request], Response]:
         def search(request: Request) -> Response:
-            query = qido.parse_query(level, request.query_params.multi_items())
             names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
             within = {names[name]: uid for name, uid in request.path_params.items()}
-            found = qido.search(self.receiver.index, level, within, query, _root(request))
-            response = _json(found) if found else Response(status_code=204)
-            if query.ignored:
-                response.headers["Warning"] = f'299 segnode "these keys are not matched: {", ".join(query.ignored)}"'
+            wanted = qido.parse_search(level, within, request.query_params.multi_items())
+            root = _root(request)
+            found, remaining = qido.search(self.receiver.index, self.receiver.objects, wanted, root)
+            body = b"[" + b",".join(found) + b"]"
+            response = Response(body, media_type=_JSON) if found else Response(status_code=204)
+            for warning in qido.warnings(wanted, remaining, root):
+                response.headers.append("Warning", warning)
             return response
 
         return search

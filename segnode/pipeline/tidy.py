@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
 from segnode.config import RetentionConfig
+from segnode.dicom.header import read_header
+from segnode.errors import Refusal
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest
 from segnode.store.index import Index
@@ -14,6 +17,8 @@ from segnode.store.leases import Leases
 from segnode.store.objects import ABANDONED_S, ObjectStore
 
 _log = structlog.get_logger()
+
+_READ_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class Tidier:
         for job_id in self.labelmaps.all_held():
             if self.jobs.state(job_id) in (None, *ENDED):
                 self.labelmaps.delete(job_id)
+
+    def read_items(self) -> None:
+        """Have the index keep what is in the items of objects that were held before it did; some each time."""
+        for instance in self.index.unread(_READ_AT_ONCE):
+            try:
+                with self.objects.path(instance.object_key).open("rb") as file:
+                    header = read_header(file)
+            except (OSError, Refusal):
+                header = None
+            self.index.set_read(instance.sop_instance_uid, header)
 
     def expire(self) -> None:
         """Delete what has been delivered for as long as its retention says; then the files of what was taken off the index."""

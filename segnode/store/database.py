@@ -3,13 +3,13 @@
 import errno
 import fcntl
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, ExceptionContext, MetaData, Table, create_engine, event, inspect
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.schema import CreateColumn, CreateIndex
 
 from segnode.errors import OutOfResources, Trouble
 
@@ -33,12 +33,14 @@ def open_database(path: Path) -> Engine:
     return engine
 
 
-def make_tables(metadata: MetaData, engine: Engine) -> None:
-    """Make the tables that are missing, and the columns and keys that an earlier version of segnode did not have.
+def make_tables(metadata: MetaData, engine: Engine, fill: Callable[[Connection, set[str]], None] = lambda *_: None) -> None:
+    """Make the tables that are missing, and the columns, keys and indexes that an earlier version of segnode did not have.
 
-    Such a column needs a default on the server (server_default): it is that of the rows that are there.
+    Such a column needs a default on the server (server_default): it is that of the rows that are there. `fill` gets the
+    names of the tables that were missing, to commit with them what is to be in them.
     """
     with engine.begin() as connection:
+        there_before = set(inspect(connection).get_table_names())
         metadata.create_all(connection)
         for table in metadata.tables.values():
             there = {column["name"] for column in inspect(connection).get_columns(table.name)}
@@ -50,6 +52,9 @@ def make_tables(metadata: MetaData, engine: Engine) -> None:
                 if column.name not in there:
                     definition = CreateColumn(column).compile(dialect=engine.dialect)
                     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
+        fill(connection, {table.name for table in metadata.tables.values()} - there_before)
 
 
 def _make_anew(connection: Connection, table: Table, there: Collection[str]) -> None:

@@ -13,9 +13,7 @@ from sqlalchemy import (
     Delete,
     Engine,
     Float,
-    ForeignKey,
     Integer,
-    MetaData,
     Row,
     Select,
     String,
@@ -29,53 +27,33 @@ from sqlalchemy import (
 from sqlalchemy import Index as DatabaseIndex
 from sqlalchemy.dialects.sqlite import insert
 
-from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, SENDER_KEYS, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
+from segnode.dicom.attributes import (
+    INSTANCE_ATTRIBUTES,
+    ITEM_ATTRIBUTES,
+    PERSON_NAMES,
+    SENDER_KEYS,
+    SERIES_ATTRIBUTES,
+    STUDY_ATTRIBUTES,
+)
 from segnode.dicom.header import Header
-from segnode.store.database import reading
+from segnode.dicom.query import Query, name_groups, words
+from segnode.dicom.uids import SEGMENTATION_CLASSES
+from segnode.store.database import make_tables, reading
 from segnode.store.leases import Lease, lease_ids
+from segnode.store.search import Found, find
+from segnode.store.tables import ITEMS_OF
+from segnode.store.tables import instance as _instance
+from segnode.store.tables import metadata as _metadata
+from segnode.store.tables import person_name as _person_name
+from segnode.store.tables import series as _series
+from segnode.store.tables import study as _study
+from segnode.store.tables import unread as _unread
 
 # As many as one statement may have in every SQLite.
 _MOST_VARIABLES: Final = 500
 
 Origin = Literal["received", "made"]
-Level = Literal["studies", "series", "instances"]
 
-_metadata = MetaData()
-
-
-def _attribute_columns(keywords: Iterable[str]) -> list[Column[Any]]:
-    return [Column(keyword, String, nullable=False, default="") for keyword in keywords]
-
-
-_study = Table(
-    "study",
-    _metadata,
-    Column("StudyInstanceUID", String, primary_key=True),
-    *_attribute_columns(STUDY_ATTRIBUTES),
-)
-_series = Table(
-    "series",
-    _metadata,
-    Column("SeriesInstanceUID", String, primary_key=True),
-    Column("StudyInstanceUID", ForeignKey("study.StudyInstanceUID"), nullable=False, index=True),
-    *_attribute_columns(SERIES_ATTRIBUTES),
-    Column("last_received_at", Float, nullable=False),
-    Column("considered_at", Float, nullable=False),
-)
-_instance = Table(
-    "instance",
-    _metadata,
-    Column("SOPInstanceUID", String, primary_key=True),
-    Column("SeriesInstanceUID", ForeignKey("series.SeriesInstanceUID"), nullable=False, index=True),
-    Column("SOPClassUID", String, nullable=False),
-    *_attribute_columns(INSTANCE_ATTRIBUTES),
-    Column("transfer_syntax_uid", String, nullable=False),
-    Column("object_key", String, nullable=False, unique=True),
-    Column("size", Integer, nullable=False),
-    Column("digest", String, nullable=False),
-    Column("origin", String, nullable=False),
-    Column("received_at", Float, nullable=False),
-)
 _sending = Table(
     "sending",
     _metadata,
@@ -110,7 +88,6 @@ _doomed = Table("doomed", _metadata, Column("object_key", String, primary_key=Tr
 DatabaseIndex(
     "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
 )
-_LEVELS: Final[Mapping[Level, Table]] = {"studies": _study, "series": _series, "instances": _instance}
 
 
 @dataclass(frozen=True)
@@ -181,7 +158,7 @@ class Index:
     def __init__(self, engine: Engine) -> None:
         self._writer = engine
         self._reader = reading(engine)
-        _metadata.create_all(engine)
+        make_tables(_metadata, engine, _fill)
 
     def add(
         self,
@@ -221,9 +198,11 @@ class Index:
         }
         with self._writer.begin() as connection:
             if connection.execute(_row_of(header.sop_instance_uid)).first() is None:
-                connection.execute(insert(_study).values(study).on_conflict_do_nothing())
+                if connection.execute(insert(_study).values(study).on_conflict_do_nothing()).rowcount:
+                    _note_names(connection, study)
                 connection.execute(insert(_series).values(series).on_conflict_do_nothing())
                 connection.execute(insert(_instance).values(instance))
+                _note_items(connection, header)
                 if origin == "received":
                     connection.execute(_touch(header.series_instance_uid, now))
             if association is not None:
@@ -370,40 +349,22 @@ class Index:
         for some in _batched(object_keys, _MOST_VARIABLES):
             self._delete(_doomed.delete().where(_doomed.c.object_key.in_(some)))
 
-    def search(
-        self, level: Level, within: Mapping[str, str], keys: Mapping[str, str], limit: int | None, offset: int
-    ) -> list[Mapping[str, str]]:
-        """Rows of a level with the attributes of the levels above, in a stable order.
-
-        `within` holds UIDs that must be equal; `keys` match as PS3.4 C.2.2.2 says: single value, list of UIDs,
-        wildcards, date and time ranges.
-        """
-        tables = [_study, _series, _instance][: list(_LEVELS).index(level) + 1]
-        columns = {column.name: column for table in tables for column in table.columns}
-        query = select(*columns.values()).select_from(_joined(tables))
-        for keyword, value in within.items():
-            query = query.where(columns[keyword] == value)
-        for keyword, value in keys.items():
-            query = query.where(_matches(columns[keyword], keyword, value))
-        query = query.order_by(*tables[-1].primary_key.columns).limit(limit).offset(offset)
+    def search(self, query: Query, keywords: Sequence[str], limit: int, offset: int = 0) -> Found:
+        """What is held and matches, a page of it in a stable order; see segnode.store.search.find."""
         with self._reader.connect() as connection:
-            return [{k: str(v) for k, v in row.items()} for row in connection.execute(query).mappings()]
+            return find(connection, query, keywords, limit, offset)
 
-    def counts(self, study: str, series: str | None = None) -> Mapping[str, str]:
-        """What a study holds (ModalitiesInStudy, NumberOfStudyRelatedSeries, …Instances) or a series (…Instances)."""
-        asked = _series.c.StudyInstanceUID == study if series is None else _series.c.SeriesInstanceUID == series
-        query = select(_series.c.SeriesInstanceUID, _series.c.Modality, func.count(_instance.c.SOPInstanceUID))
-        query = query.join(_instance).where(asked).group_by(_series.c.SeriesInstanceUID)
-        with self._reader.connect() as connection:
-            rows = connection.execute(query).all()
-        instances = str(sum(row[2] for row in rows))
-        if series is not None:
-            return {"NumberOfSeriesRelatedInstances": instances}
-        return {
-            "ModalitiesInStudy": "\\".join(sorted({row[1] for row in rows})),
-            "NumberOfStudyRelatedSeries": str(len(rows)),
-            "NumberOfStudyRelatedInstances": instances,
-        }
+    def unread(self, limit: int) -> list[Instance]:
+        """Some of the objects that were held before the index kept what is in their items."""
+        listed = select(_unread.c.SOPInstanceUID).limit(limit)
+        return self._instances(_instance.c.SOPInstanceUID.in_(listed))
+
+    def set_read(self, sop_instance_uid: str, header: Header | None) -> None:
+        """Keep what is in the items of an object that is held; nothing of one that cannot be read."""
+        with self._writer.begin() as connection:
+            mine = connection.execute(_unread.delete().where(_unread.c.SOPInstanceUID == sop_instance_uid))
+            if mine.rowcount and header is not None:
+                _note_items(connection, header)
 
     def _is_any_open(self, asked: ColumnElement[bool]) -> bool:
         with self._reader.connect() as connection:
@@ -473,23 +434,38 @@ def _columns(table: Table, keywords: Sequence[str]) -> list[Column[Any]]:
     return [table.c[keyword] for keyword in keywords]
 
 
-def _joined(tables: Sequence[Table]) -> Any:
-    joined: Any = tables[0]
-    for table in tables[1:]:
-        joined = joined.join(table)
-    return joined
+def _note_items(connection: Connection, header: Header) -> None:
+    """Keep what is indexed of an object's items; those of a series are those of its first object that has any."""
+    uids = {"SeriesInstanceUID": header.series_instance_uid, "SOPInstanceUID": header.sop_instance_uid}
+    for sequence, items in header.items.items():
+        table = ITEMS_OF[sequence]
+        uid = table.primary_key.columns[0].name
+        rows = [
+            {**{path: item.get(path, "") for path in ITEM_ATTRIBUTES[sequence]}, uid: uids[uid], "place": place}
+            for place, item in enumerate(items)
+        ]
+        if rows:
+            connection.execute(insert(table).on_conflict_do_nothing(), rows)
 
 
-def _matches(column: Column[Any], keyword: str, value: str) -> ColumnElement[bool]:
-    if keyword.endswith("UID"):
-        return column.in_(value.replace(",", "\\").split("\\"))
-    if keyword.endswith(("Date", "Time")) and "-" in value:
-        first, _, last = value.partition("-")
-        from_first = and_(column >= first, column != "")
-        return and_(from_first, column <= last + "~") if last else from_first
-    if "*" in value or "?" in value:
-        return column.op("GLOB")(value.replace("[", "[[]"))
-    return column == value
+def _note_names(connection: Connection, study: Mapping[str, str]) -> None:
+    for keyword in PERSON_NAMES:
+        groups = [(False, place, group) for place, group in enumerate(name_groups(study[keyword])) if group]
+        parts = [(True, 0, word) for word in words(study[keyword])]
+        for is_word, place, text in (*groups, *parts):
+            row = {"StudyInstanceUID": study["StudyInstanceUID"], "keyword": keyword, "is_word": is_word, "place": place}
+            connection.execute(insert(_person_name).values(text=text, **row).on_conflict_do_nothing())
+
+
+def _fill(connection: Connection, tables: set[str]) -> None:
+    """What an earlier version did not keep of what is held: names at once, items when there is time to read the objects."""
+    if _person_name.name in tables:
+        for study in connection.execute(select(_study)).mappings().all():
+            _note_names(connection, {keyword: str(value) for keyword, value in study.items()})
+    if _unread.name in tables:
+        first = select(func.min(_instance.c.SOPInstanceUID)).group_by(_instance.c.SeriesInstanceUID)
+        segs = select(_instance.c.SOPInstanceUID).where(_instance.c.SOPClassUID.in_(SEGMENTATION_CLASSES))
+        connection.execute(insert(_unread).from_select(["SOPInstanceUID"], first.union(segs)))
 
 
 def _as_instance(row: Row[Any]) -> Instance:

@@ -112,6 +112,7 @@ def put_in_place(path: Path, target: Path) -> None:
 def _opened(database: Path) -> Iterator[sqlite3.Connection]:
     """A connection whose changes are committed at the end. A snapshot keeps no files beside it, as a node's database does."""
     with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
+        connection.execute("PRAGMA foreign_keys = ON")  # what hangs on a row goes with it
         yield connection
 
 

@@ -2,6 +2,7 @@
 
     scripts/bench seg [--labelmap FILE.npz] [--runs N]
     scripts/bench latency [--slices N] [--runs N]
+    scripts/bench dicomweb [--slices N] [--runs N]
 
 Every job runs in a process of its own, in turn with that which it is compared with. What is compared is the wall time of
 whole processes, start and imports included, or the job's own seconds where the table says so; CPU and peak memory stand
@@ -28,6 +29,7 @@ import numpy as np
 
 from segnode.seg.codecs import CODECS, DECODERS, CodecName, FrameShape
 from segnode.seg.pixels import FRAMES_AT_ONCE
+from segnode.testing.dicomweb_bench import dicomweb
 from segnode.testing.latency import latency
 from segnode.testing.seg_case import Case, Labels, synthetic_labels, write_case
 
@@ -71,6 +73,7 @@ def main() -> None:
 
 
 main.add_command(latency)
+main.add_command(dicomweb)
 
 
 @main.command()

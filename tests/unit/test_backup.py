@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.backup import Backup, back_up, restore_backup
 from segnode.config import parse_config
+from segnode.dicom.query import Query
 from segnode.errors import BackupFailed, ConfigError
 from segnode.node import Store, open_store
 from segnode.pipeline.assemble import image_values
@@ -161,7 +162,8 @@ def test_object_that_is_deleted_meanwhile_leaves_the_backup(node: Node, tmp_path
     assert back_up(node.data, tmp_path / "backup", NOW, deleting).objects == 2
     back = restored(tmp_path / "backup", tmp_path / "back")
     assert sorted(back.held()) == ["1.1", "1.3"]
-    assert [row["SeriesInstanceUID"] for row in back.store.index.search("series", {}, {}, None, 0)] == ["1.2.3.5"]
+    found = back.store.index.search(Query("series"), ["SeriesInstanceUID"], 10)
+    assert [row.attributes["SeriesInstanceUID"] for row in found.rows] == ["1.2.3.5"]
 
 
 def truncate(path: Path) -> None:

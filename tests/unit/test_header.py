@@ -58,6 +58,45 @@ def test_every_encoding_gives_the_same_header(syntax: UID) -> None:
     assert header.attributes == {"Rows": "2", "Columns": "3", "Modality": "CT", "PatientName": "A^B", "NumberOfFrames": "7"}
 
 
+def code(value: str) -> Dataset:
+    """An item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", f"meaning of {value}"
+    return item
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
+@pytest.mark.parametrize("undefined_length", [False, True])
+def test_items_are_read_in_every_encoding(syntax: UID, undefined_length: bool) -> None:
+    """What is indexed of segments comes by path, of code sequences the first item; whatever ends items and sequences."""
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 300, "Größe"
+    segment.SegmentedPropertyTypeCodeSequence = [code("1"), code("2")]
+    segment.is_undefined_length_sequence_item = undefined_length
+    dataset = small(SpecificCharacterSet="ISO_IR 192", SegmentSequence=[segment, Dataset()])
+    dataset["SegmentSequence"].is_undefined_length = undefined_length
+    type_of = "SegmentedPropertyTypeCodeSequence."
+    assert read(part10(dataset, syntax)).items["SegmentSequence"] == [
+        {
+            "SegmentNumber": "300",
+            "SegmentLabel": "Größe",
+            f"{type_of}CodeValue": "1",
+            f"{type_of}CodingSchemeDesignator": "SCT",
+            f"{type_of}CodeMeaning": "meaning of 1",
+        },
+        {},
+    ]
+
+
+def test_sequence_that_is_broken_says_nothing(tmp_path: Path) -> None:
+    """An object is no worse for a sequence whose items end beyond it; there is just nothing of it."""
+    data = part10(small(SegmentSequence=[code("1")]))
+    item = data.index(b"\xfe\xff\x00\xe0")
+    assert read(data[: item + 4] + b"\xff\x00\x00\x00" + data[item + 8 :]).items["SegmentSequence"] == []
+
+
 @pytest.mark.parametrize(
     ("character_set", "name"),
     [

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from segnode.dicom.header import Header
+from segnode.dicom.query import Exactly, Query, asked
 from segnode.errors import JobEnded, NotFound, OutOfResources
 from segnode.store.database import open_database
 from segnode.store.index import Index
@@ -196,8 +197,20 @@ def test_search_matches_as_dicom_does(index: Index, keys: dict[str, str], found:
     """Single value, wildcard, list of UIDs and date range."""
     add(index, "1.1", 1.0)
     add(index, "1.5", 1.0, series="1.4", Modality="MR", SeriesDescription="T[1] x", SeriesDate="20260115")
-    rows = index.search("series", {}, keys, None, 0)
-    assert [row["SeriesInstanceUID"] for row in rows] == found
+    query = Query("series", keys={keyword: asked(keyword, value) for keyword, value in keys.items()})
+    rows = index.search(query, ["SeriesInstanceUID"], 10).rows
+    assert [row.attributes["SeriesInstanceUID"] for row in rows] == found
+
+
+def test_segments_go_with_their_object(index: Index) -> None:
+    """What was deleted is not found by its segments, and one that comes again is found by those that it has then."""
+    seg = replace(HEADER, items={"SegmentSequence": [{"SegmentLabel": "Liver"}]})
+    query = Query("instances", keys={"SegmentSequence.SegmentLabel": Exactly(("Liver",))})
+    index.add(seg, "key", 1, "d", "made", 1.0)
+    assert len(index.search(query, ["SOPInstanceUID"], 10).rows) == 1
+    index.doom_made("1.1")
+    index.add(replace(seg, items={}), "other key", 1, "d", "made", 1.0)
+    assert index.search(query, ["SOPInstanceUID"], 10).rows == []
 
 
 def test_job_goes_through_its_states(jobs: Jobs) -> None:

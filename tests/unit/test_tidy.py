@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from segnode.config import RetentionConfig
+from segnode.dicom.query import Query, asked
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
@@ -15,8 +18,10 @@ from segnode.store.index import Index, OpenAssociation
 from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import LEASE_S, Lease, Leases
 from segnode.store.objects import SHELVES, ObjectStore
+from segnode.testing.part10 import encode_part10
 from tests.unit.test_store import HEADER
 from tests.unit.test_sweep import rules
+from tests.wire.test_storage import small
 
 DAY = 86400.0
 MINE = Lease("a" * 12, "dimse-1")
@@ -43,6 +48,7 @@ class Node:
         tidier.close_associations()
         for shelf in range(SHELVES):
             tidier.delete_unacknowledged(shelf)
+        tidier.read_items()
         tidier.delete_abandoned()
         tidier.expire()
 
@@ -230,3 +236,32 @@ def test_deletion_that_was_interrupted_is_finished(node: Node) -> None:
     node.tidy()
     assert not node.has(key)
     assert node.index.doomed() == []
+
+
+def test_items_of_what_was_held_before_are_kept_later(node: Node) -> None:
+    """An index that kept no segments and no names finds names at once, and segments when the objects have been read."""
+    keys = [node.receive(sop) for sop in ("1.1", "1.2")]
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 1, "Liver"
+    seg = small("1.1", SegmentationStorage, SegmentSequence=[segment])
+    node.objects.path(keys[0]).write_bytes(encode_part10(seg, ExplicitVRLittleEndian))
+    engine = open_database(node.folder / "index.sqlite")
+    with engine.begin() as connection:
+        for table in ("segment", "request", "person_name", "unread"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("UPDATE study SET PatientName = 'Doe^J'")
+        connection.exec_driver_sql("UPDATE instance SET SOPClassUID = ?", (SegmentationStorage,))
+    node.index = Index(engine)
+
+    def found(path: str, text: str) -> list[str]:
+        what = asked(path, text)
+        assert what is not None
+        return [
+            row.attributes["SOPInstanceUID"]
+            for row in node.index.search(Query("instances", keys={path: what}), ["SOPInstanceUID"], 10).rows
+        ]
+
+    assert (found("PatientName", "doe*"), found("SegmentSequence.SegmentLabel", "Liver")) == (["1.1", "1.2"], [])
+    node.tidy()
+    assert found("SegmentSequence.SegmentLabel", "Liver") == ["1.1"]
+    assert node.index.unread(10) == []

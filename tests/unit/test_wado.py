@@ -1,8 +1,7 @@
-"""What Accept headers ask for, and what QIDO parameters mean."""
+"""What Accept headers and content types ask for."""
 
 import pytest
 
-from segnode.dicomweb.qido import parse_query
 from segnode.dicomweb.stow import boundary_of
 from segnode.dicomweb.wado import parse_accept
 from segnode.errors import BadRequest, NotAcceptable
@@ -37,20 +36,6 @@ def test_what_instances_are_not_given_as(accept: str) -> None:
     """Other media types are not acceptable for instances."""
     with pytest.raises(NotAcceptable):
         parse_accept(accept)
-
-
-def test_query_takes_keywords_and_tags_and_tells_what_it_ignores() -> None:
-    """Attributes may be given either way; limit and offset are numbers; what is not indexed is reported."""
-    query = parse_query("series", [("00100020", "A"), ("Modality", "CT"), ("limit", "5"), ("offset", "2"), ("PatientAge", "3")])
-    assert (query.keys, query.limit, query.offset) == ({"PatientID": "A", "Modality": "CT"}, 5, 2)
-    assert query.ignored == ["PatientAge"]
-
-
-@pytest.mark.parametrize("parameter", [("limit", "-1"), ("limit", "x"), ("offset", "1e9"), ("a b", "1"), ("limit", "²")])
-def test_nonsense_is_a_bad_request(parameter: tuple[str, str]) -> None:
-    """What is no number and no attribute is the client's error."""
-    with pytest.raises(BadRequest):
-        parse_query("studies", [parameter])
 
 
 @pytest.mark.parametrize(

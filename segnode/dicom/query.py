@@ -1,0 +1,161 @@
+"""What a search asks for (PS3.4 C.2.2.2): the level, and of each key what its text means by the attribute's VR."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from segnode.dicom.uids import is_uid
+from segnode.errors import BadRequest
+
+Level = Literal["studies", "series", "instances"]
+LEVELS: Final[Sequence[Level]] = ("studies", "series", "instances")
+# Dates whose times a range goes on in (PS3.4 C.2.2.2.5).
+TIME_OF: Final[Mapping[str, str]] = {
+    date: date.removesuffix("Date") + "Time"
+    for date in ("StudyDate", "SeriesDate", "PerformedProcedureStepStartDate", "ContentDate")
+}
+_DATE: Final = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII)
+_TIME: Final = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?|([01]\d|2[0-3])[0-5]\d([0-5]\d|60)\.\d{1,6}", re.ASCII)
+_NUMBER: Final = re.compile(r"[+-]?\d{1,12}", re.ASCII)
+_NUMBERS: Final = ("IS", "US", "SS", "UL", "SL")
+_LISTS: Final = ("UI", "CS")  # whose values hold neither a comma nor a backslash
+_BETWEEN_WORDS: Final = re.compile(r"[\s^=,.-]+")
+_ACCENTS: Final = range(0x300, 0x370)
+_LONGEST: Final = 1024  # characters of what is no list of UIDs
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Single value matching, and a list of UIDs or codes: one of these."""
+
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Wildcard:
+    """`*` stands for any characters, `?` for one."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Between:
+    """From a date or time to another, both included; an end that is empty is open.
+
+    What a time leaves out may be anything: 10 begins at ten and ends just before eleven. Of the first time of a range
+    the zeros at its end are left out, so that as text it is not after any writing of the same time.
+    """
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number, however it is written."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Name:
+    """A person's name: patterns of component groups as `folded` gives them. One alone is of any group, else each of its own."""
+
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A person's name, fuzzily: with a word for each of these that begins so, in any order."""
+
+    starts: Sequence[str]
+
+
+Asked = Exactly | Wildcard | Between | Number | Name | Words
+
+
+@dataclass(frozen=True)
+class Query:
+    """A search of a level. `within` holds UIDs of the levels above; `keys` are by path: keywords joined by dots.
+
+    With `combines_datetimes` a range of dates and one of times are one, from a moment to another (PS3.4 C.5.1.1).
+    """
+
+    level: Level
+    within: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Asked] = field(default_factory=dict)
+    combines_datetimes: bool = False
+
+
+def asked(path: str, text: str, *, fuzzy: bool = False) -> Asked | None:
+    """What the text of a key asks of the attribute at the end of its path; None of any value. Raises BadRequest."""
+    keyword, text = path.rpartition(".")[2], text.strip()
+    vr = dictionary_VR(tag_for_keyword(keyword) or 0)
+    if not text.strip("*"):
+        return None
+    if not text.isprintable():
+        raise BadRequest(f"the value of {path} holds characters that are none of a text")
+    if vr in _LISTS:
+        return _any_of(path, vr, [value for part in text.split("\\") for value in part.split(",") if value])
+    if len(text) > _LONGEST:
+        raise BadRequest(f"the value of {path} is longer than {_LONGEST} characters")
+    if vr in ("DA", "TM"):
+        return _between(path, vr, text)
+    if vr in _NUMBERS:
+        if _NUMBER.fullmatch(text) is None:
+            raise BadRequest(f"{path} is a number: a key of it is one whole number")
+        return Number(int(text))
+    if vr == "PN":
+        name = words(text) if fuzzy else name_groups(text)
+        return (Words(name) if fuzzy else Name(name)) if any(name) else None
+    return Wildcard(text) if is_pattern(text) else Exactly((text,))
+
+
+def is_pattern(text: str) -> bool:
+    """Whether there is a wildcard in it."""
+    return "*" in text or "?" in text
+
+
+def folded(text: str) -> str:
+    """A person's name without regard to case, accents of letters, spaces around components and delimiters at its end."""
+    letters = "".join(c for c in unicodedata.normalize("NFKD", text) if ord(c) not in _ACCENTS)
+    components = unicodedata.normalize("NFC", letters.casefold()).split("^")
+    return "^".join(component.strip() for component in components).rstrip("^")
+
+
+def name_groups(name: str) -> list[str]:
+    """The component groups of a person's name (PS3.5 6.2.1.1), folded."""
+    return [folded(group) for group in name.split("=")]
+
+
+def words(name: str) -> list[str]:
+    """The words of a person's name, folded, each once."""
+    return list(dict.fromkeys(word for word in _BETWEEN_WORDS.split(folded(name)) if word))
+
+
+def _any_of(path: str, vr: str, values: Sequence[str]) -> Asked | None:
+    if vr == "UI" and not all(is_uid(value) for value in values):
+        raise BadRequest(f"{path} is a UID: a key of it is one, or several with commas between them")
+    patterns = [value for value in values if is_pattern(value)]
+    if patterns and len(values) > 1:
+        raise BadRequest(f"{path}: one value with wildcards, or several without")
+    return Wildcard(patterns[0]) if patterns else Exactly(tuple(values))
+
+
+def _between(path: str, vr: str, text: str) -> Between:
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    ends = [end for end in (first, last) if end]
+    form = _DATE if vr == "DA" else _TIME
+    if not ends or not all(form.fullmatch(end) for end in ends):
+        like = "YYYYMMDD" if vr == "DA" else "HHMMSS"
+        raise BadRequest(f"a key of {path} is {like}, or a range of these: {like}-{like}, {like}- or -{like}")
+    if len(ends) == 2 and first > last + "~":
+        raise BadRequest(f"the range of {path} ends before it begins")
+    last = last if dash else first
+    while vr == "TM" and len(first) in (4, 6) and first.endswith("00"):
+        first = first[:-2]
+    return Between(first, last)
