@@ -12,15 +12,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from structlog.contextvars import bound_contextvars
 
+from segnode.dicom.xml import native_xml
 from segnode.dicomweb import qido, wado
-from segnode.dicomweb.stow import StoreRequest, boundary_of
+from segnode.dicomweb.capabilities import other_methods
+from segnode.dicomweb.stow import XML, StoreRequest, answer_media_type, require_size
 from segnode.errors import NotFound
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Level, Sender
 
 _JSON: Final = "application/dicom+json"
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DicomWeb:
         """What is to be mounted under the DICOMweb root."""
         study, series = "/studies/{study}", "/studies/{study}/series/{series}"
         instance = series + "/instances/{instance}"
-        return [
+        served = [
             Route("/studies", self._store, methods=["POST"]),
             Route(study, self._store, methods=["POST"]),
             Route("/studies", self._search("studies")),
@@ -46,22 +48,26 @@ class DicomWeb:
             *(Route(path, self._retrieve) for path in (study, series, instance)),
             *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
         ]
+        return [*served, *other_methods(served)]
 
     async def _store(self, request: Request) -> Response:
-        boundary = boundary_of(request.headers.get("content-type", ""))
-        if boundary is None:
-            reason = 'the body must be multipart/related; type="application/dicom"'
-            return Response(reason, 415, media_type="text/plain")
+        answer = answer_media_type(request.query_params.get("accept") or request.headers.get("accept", ""))
+        announced = request.headers.get("content-length", "")
+        require_size(int(announced) if announced.isdecimal() else 0)
         sender = Sender(host=request.client.host if request.client else "")
-        store = StoreRequest(self.receiver, self.associations, boundary, request.path_params.get("study"), sender)
+        content_type, study = request.headers.get("content-type", ""), request.path_params.get("study")
+        store = StoreRequest(self.receiver, self.associations, content_type, study, sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
                 async for block in _blocks(request):
                     await run_in_threadpool(store.feed, block)
-                stored = store.finish()
+                stored = await run_in_threadpool(store.finish)
             finally:
                 await run_in_threadpool(store.close)
-        return _json(stored.document(_root(request)), stored.http_status)
+        document = stored.document(_root(request))
+        if answer == XML:
+            return Response(native_xml(document), stored.http_status, media_type=XML)
+        return _json(document, stored.http_status)
 
     def _search(self, level: Level) -> Callable[[Request], Response]:
         def search(request: Request) -> Response:
