@@ -198,4 +198,4 @@ def test_deletion_that_was_interrupted_is_finished(node: Node) -> None:
     assert node.has(key)
     node.tidy()
     assert not node.has(key)
-    assert node.index.doomed() == []
+    assert node.index.doomed(node.now) == []
