@@ -9,6 +9,7 @@ import structlog
 
 from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
+from segnode.dicomweb.metadata_parts import JSON, MetadataParts
 from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts, parse_media_type
 from segnode.errors import BadRequest, NotAcceptable, NotDicom, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
@@ -19,11 +20,10 @@ from segnode.store.objects import Spool
 _log = structlog.get_logger()
 
 DICOM: Final = "application/dicom"
-JSON: Final = "application/dicom+json"
 XML: Final = "application/dicom+xml"
 _LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
-_TAKEN: Final = f'the body must be multipart/related; type="{DICOM}", or {DICOM}'
+_TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}", or {DICOM}'
 _ANSWERS: Final = {JSON: JSON, "application/json": JSON, "application/*": JSON, "*/*": JSON, XML: XML}
 
 
@@ -217,9 +217,13 @@ class StoreRequest:
         media = parse_media_type(content_type)
         is_multipart = media.name == "multipart/related"
         kind = parse_media_type(media.parameters.get("type", DICOM)).name if is_multipart else media.name
-        if kind != DICOM:
+        if kind not in (DICOM, JSON):
             raise UnsupportedMedia(_TAKEN)
-        self._store: _Store = _Objects(self._reception)
+        reception = self._reception
+        composed = kind == JSON
+        self._store: _Store = (
+            MetadataParts(reception.objects, reception.receive, reception.refuse) if composed else _Objects(reception)
+        )
         if is_multipart and not media.parameters.get("boundary"):
             raise BadRequest("Content-Type has no boundary: multipart/related needs one (RFC 2387)")
         self._body: Body = Multipart(media.parameters["boundary"], self._store) if is_multipart else OnePart(self._store)
@@ -235,7 +239,8 @@ class StoreRequest:
         """The outcome, at the end of the body. Raises BadRequest when nothing in it could be read."""
         if not self._is_broken:
             self._unless_broken(self._body.finish)
-        self._store.finish()
+        if not self._is_broken:
+            self._unless_broken(self._store.finish)
         if self._reception.is_empty:
             raise BadRequest("the message has no parts")
         return self._reception.finish()
