@@ -29,7 +29,7 @@ class MediaType:
 
 def parse_media_type(header: str) -> MediaType:
     """What a Content-Type header says, quoted or not; a parameter that is not understood is left out."""
-    name, parameters = parse_options_header(header)
+    name, parameters = parse_options_header(header.encode("latin-1", "replace"))  # a query may hold any character
     found = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in parameters.items() if key}
     return MediaType(name.decode("latin-1").strip().lower(), found)
 

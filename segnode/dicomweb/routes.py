@@ -22,7 +22,7 @@ from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Level, Sender
 
 _JSON: Final = "application/dicom+json"
-_BLOCK: Final = 1 << 18
+_BLOCK: Final = 1 << 17
 
 
 @dataclass(frozen=True)
