@@ -1,12 +1,14 @@
 """The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -27,10 +29,14 @@ _BLOCK: Final = 1 << 17
 
 @dataclass(frozen=True)
 class DicomWeb:
-    """The resources under one root, on one store."""
+    """The resources under one root, on one store.
+
+    A sender who has sent nothing for `patience_s` seconds is gone: its series would not be complete while it is waited for.
+    """
 
     receiver: Receiver
     associations: Associations
+    patience_s: float = 60.0
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
@@ -59,7 +65,7 @@ class DicomWeb:
         store = StoreRequest(self.receiver, self.associations, content_type, study, sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
-                async for block in _blocks(request):
+                async for block in _blocks(request, self.patience_s):
                     await run_in_threadpool(store.feed, block)
                 stored = await run_in_threadpool(store.finish)
             finally:
@@ -104,15 +110,23 @@ class DicomWeb:
         return instances
 
 
-async def _blocks(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a change of thread each."""
-    gathered = bytearray()
-    async for piece in request.stream():
+async def _blocks(request: Request, patience_s: float) -> AsyncIterator[bytes]:
+    """The body in pieces that are worth a change of thread each. Raises HTTPException when nothing comes for too long."""
+    gathered, pieces = bytearray(), request.stream()
+    while (piece := await _next(pieces, patience_s)) is not None:
         gathered += piece
         if len(gathered) >= _BLOCK:
             yield bytes(gathered)
             gathered.clear()
     yield bytes(gathered)
+
+
+async def _next(pieces: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:
+    try:
+        async with asyncio.timeout(patience_s):
+            return await anext(pieces, None)
+    except TimeoutError as error:
+        raise HTTPException(408, f"nothing has come for {patience_s:g} seconds: send it again") from error
 
 
 def _root(request: Request) -> str:
