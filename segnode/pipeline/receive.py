@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -59,10 +59,10 @@ class Receiver:
         return instance
 
     def hold_made(self, path: Path) -> Instance:
-        """Keep an object that the node has made. Raises OutOfResources."""
+        """Keep an object that the node has made, unless it is held; the one that is. Raises OutOfResources."""
         with path.open("rb") as file:
             header = read_header(file)
-        return self._hold(path, header, "made")
+        return replace(self, on_conflict="keep")._hold(path, header, "made")
 
     def _origin(self, header: Header) -> Origin:
         """What the node has made starts no work, also when an archive sends it back and its row is gone."""
@@ -109,8 +109,8 @@ class Receiver:
         key = self.objects.keep(path)
         held = None
         try:
-            replace = self.on_conflict == "replace"
-            held = self.index.add(header, key, size, digest, origin, self.clock(), association, sender, replace=replace)
+            row = (header, key, size, digest, origin, self.clock(), association, sender)
+            held = self.index.add(*row, replace=self.on_conflict == "replace")
         finally:
             if held is None or held.object_key != key:
                 self.objects.delete(key)
