@@ -32,6 +32,7 @@ FormName = Literal[
     "binary:native",
     "binary:implicit",
 ]
+OnConflict = Literal["keep", "refuse", "replace"]
 Laterality = Literal["hold", "warn", "off"]
 Confirm = Literal["status", "commitment", "read-back"]
 DEFAULT_FILE: Final = "segnode.toml"
@@ -75,9 +76,10 @@ class NodeConfig(_Table, frozen=True):
 
 
 class StorageConfig(_Table, frozen=True):
-    """`[storage]`: below `low_watermark` of free disk nothing more is received."""
+    """`[storage]`: how much disk stays free, and what becomes of another object of a UID that is held."""
 
     low_watermark: _Text = "1 GiB"
+    on_conflict: OnConflict = "keep"
 
     @property
     def low_watermark_bytes(self) -> int:

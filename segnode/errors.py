@@ -7,8 +7,11 @@ SegnodeError
 │   ├── NotDicom             the bytes are not a DICOM object
 │   ├── BadIdentifier        a UID that the object needs is missing or is not a UID
 │   ├── Mismatch             the object is not what its envelope (command, file meta, URL) says
+│   ├── Duplicate            another object of its UID is held, which it must not replace
 │   └── OutOfResources       no room to keep it now
 ├── BadRequest               an HTTP request that does not follow PS3.18, or the description of the API
+├── TooLarge                 an HTTP request that is more than the node takes in one
+├── UnsupportedMedia         an HTTP request whose body is of a media type that is not taken
 ├── NotFound                 nothing is held under that name
 ├── NotAcceptable            held, but not in a representation the client accepts
 ├── NotAVolume               a series whose slices are not one volume
@@ -78,12 +81,24 @@ class Mismatch(Refusal):
     """The object is not what its envelope says."""
 
 
+class Duplicate(Refusal):
+    """Another object of that UID is held, and stays."""
+
+
 class OutOfResources(Refusal):
     """No room to keep the object now."""
 
 
 class BadRequest(SegnodeError):
     """An HTTP request that does not follow PS3.18, or the description of the API."""
+
+
+class TooLarge(SegnodeError):
+    """An HTTP request, or a part of it, that is more than the node takes in one."""
+
+
+class UnsupportedMedia(SegnodeError):
+    """An HTTP request whose body is of a media type that is not taken; the message says which are."""
 
 
 class NotFound(SegnodeError):

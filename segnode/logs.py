@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import warnings
 from contextlib import suppress
 from typing import TextIO, cast
 
@@ -42,3 +43,6 @@ def configure_logs(process: str) -> None:
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     libraries.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[without_meta, as_json], foreign_pre_chain=shared))
     logging.basicConfig(level=logging.WARNING, handlers=[libraries])
+    # What pydicom warns of repeats the value, which may be a patient's.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", UserWarning)

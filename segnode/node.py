@@ -101,8 +101,8 @@ def _run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[],
         store.leases.take(lease, time.time())
         store.objects.delete_half_written()
         meter = Meter(role)
-        watermark = config.storage.low_watermark_bytes
-        receiver = Receiver(store.objects, store.index, meter, config.node.ae_title, watermark, time.time)
+        watermark, on_conflict = config.storage.low_watermark_bytes, config.storage.on_conflict
+        receiver = Receiver(store.objects, store.index, meter, config.node.ae_title, watermark, time.time, on_conflict)
         if role == "dimse":
             _run_dimse(store, receiver, lease, inherited.listening(), ready)
         elif role == "web":

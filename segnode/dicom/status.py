@@ -12,6 +12,7 @@ from segnode.errors import (
     DeliveryDeferred,
     DeliveryFailed,
     DeliveryRefused,
+    Duplicate,
     FormRefused,
     Mismatch,
     NotDicom,
@@ -36,6 +37,7 @@ STATUS_OF: Final[Mapping[type[Refusal], int]] = {
     NotDicom: CANNOT_UNDERSTAND,
     BadIdentifier: CANNOT_UNDERSTAND,
     Mismatch: DATA_SET_MISMATCH,
+    Duplicate: DUPLICATE,
     OutOfResources: OUT_OF_RESOURCES,
 }
 

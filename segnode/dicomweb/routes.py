@@ -1,41 +1,49 @@
 """The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from structlog.contextvars import bound_contextvars
 
 from segnode.dicom.query import Level
+from segnode.dicom.xml import native_xml
 from segnode.dicomweb import qido, wado
-from segnode.dicomweb.stow import StoreRequest, boundary_of
+from segnode.dicomweb.capabilities import other_methods
+from segnode.dicomweb.stow import XML, StoreRequest, answer_media_type, require_size
 from segnode.errors import NotFound
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Sender
 
 _JSON: Final = "application/dicom+json"
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 17
 
 
 @dataclass(frozen=True)
 class DicomWeb:
-    """The resources under one root, on one store."""
+    """The resources under one root, on one store.
+
+    A sender who has sent nothing for `patience_s` seconds is gone: its series would not be complete while it is waited for.
+    """
 
     receiver: Receiver
     associations: Associations
+    patience_s: float = 60.0
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
         study, series = "/studies/{study}", "/studies/{study}/series/{series}"
         instance = series + "/instances/{instance}"
-        return [
+        served = [
             Route("/studies", self._store, methods=["POST"]),
             Route(study, self._store, methods=["POST"]),
             Route("/studies", self._search("studies")),
@@ -47,22 +55,26 @@ class DicomWeb:
             *(Route(path, self._retrieve) for path in (study, series, instance)),
             *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
         ]
+        return [*served, *other_methods(served)]
 
     async def _store(self, request: Request) -> Response:
-        boundary = boundary_of(request.headers.get("content-type", ""))
-        if boundary is None:
-            reason = 'the body must be multipart/related; type="application/dicom"'
-            return Response(reason, 415, media_type="text/plain")
+        answer = answer_media_type(request.query_params.get("accept") or request.headers.get("accept", ""))
+        announced = request.headers.get("content-length", "")
+        require_size(int(announced) if announced.isdecimal() else 0)
         sender = Sender(host=request.client.host if request.client else "")
-        store = StoreRequest(self.receiver, self.associations, boundary, request.path_params.get("study"), sender)
+        content_type, study = request.headers.get("content-type", ""), request.path_params.get("study")
+        store = StoreRequest(self.receiver, self.associations, content_type, study, sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
-                async for block in _blocks(request):
+                async for block in _blocks(request, self.patience_s):
                     await run_in_threadpool(store.feed, block)
-                stored = store.finish()
+                stored = await run_in_threadpool(store.finish)
             finally:
                 await run_in_threadpool(store.close)
-        return _json(stored.document(_root(request)), stored.http_status)
+        document = stored.document(_root(request))
+        if answer == XML:
+            return Response(native_xml(document), stored.http_status, media_type=XML)
+        return _json(document, stored.http_status)
 
     def _search(self, level: Level) -> Callable[[Request], Response]:
         def search(request: Request) -> Response:
@@ -101,15 +113,23 @@ class DicomWeb:
         return instances
 
 
-async def _blocks(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a change of thread each."""
-    gathered = bytearray()
-    async for piece in request.stream():
+async def _blocks(request: Request, patience_s: float) -> AsyncIterator[bytes]:
+    """The body in pieces that are worth a change of thread each. Raises HTTPException when nothing comes for too long."""
+    gathered, pieces = bytearray(), request.stream()
+    while (piece := await _next(pieces, patience_s)) is not None:
         gathered += piece
         if len(gathered) >= _BLOCK:
             yield bytes(gathered)
             gathered.clear()
     yield bytes(gathered)
+
+
+async def _next(pieces: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:
+    try:
+        async with asyncio.timeout(patience_s):
+            return await anext(pieces, None)
+    except TimeoutError as error:
+        raise HTTPException(408, f"nothing has come for {patience_s:g} seconds: send it again") from error
 
 
 def _root(request: Request) -> str:

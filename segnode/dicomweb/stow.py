@@ -1,27 +1,30 @@
-"""STOW-RS (PS3.18 10.5): a stream of multipart/related goes to disk part by part, and each part is received as it ends."""
+"""STOW-RS (PS3.18 10.5): the body goes to disk part by part, and each object is received as its part ends."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, Protocol
 
 import structlog
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 
 from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
-from segnode.errors import BadRequest, Refusal
+from segnode.dicomweb.metadata_parts import JSON, MetadataParts
+from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts, parse_media_type
+from segnode.errors import BadRequest, NotAcceptable, NotDicom, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Sender
 from segnode.store.objects import Spool
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
-
 _log = structlog.get_logger()
 
+DICOM: Final = "application/dicom"
+XML: Final = "application/dicom+xml"
+_LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
+_TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}", or {DICOM}'
+_ANSWERS: Final = {JSON: JSON, "application/json": JSON, "application/*": JSON, "*/*": JSON, XML: XML}
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,9 @@ class Stored:
 
     def document(self, root: str) -> Json:
         """The Store Instances Response (PS3.18 I.2) as DICOM JSON; `root` is the URL that studies are under."""
-        document: Json = {}
+        studies = {instance.study_instance_uid for instance in self.instances}
+        document = attributes_json({"RetrieveURL": f"{root}/studies/{studies.pop()}" if len(studies) == 1 else ""})
         if self.instances:
-            study = self.instances[0].study_instance_uid
-            document |= attributes_json({"RetrieveURL": f"{root}/studies/{study}"})
             document |= sequence_json("ReferencedSOPSequence", [_referenced(i, root) for i in self.instances])
         named = [refusal for refusal in self.refusals if refusal.identity]
         nameless = [refusal for refusal in self.refusals if not refusal.identity]
@@ -77,104 +79,189 @@ def _failed(refusal: Refusal) -> Json:
     return attributes_json(attributes)
 
 
-def boundary_of(content_type: str) -> str | None:
-    """The boundary of multipart/related with application/dicom; None for another media type. Raises BadRequest without one."""
-    media_type, parameters = parse_options_header(content_type)
-    if media_type != b"multipart/related" or parameters.get(b"type", b"application/dicom").lower() != b"application/dicom":
-        return None
-    if not parameters.get(b"boundary"):
-        raise BadRequest("Content-Type has no boundary: multipart/related needs one (RFC 2387)")
-    return parameters[b"boundary"].decode("latin-1")
+def answer_media_type(accept: str) -> str:
+    """The media type of the response, by an Accept header: DICOM JSON, or XML where that is preferred.
 
-
-class StoreRequest:
-    """The body of one request, fed in blocks; what was received by then stays received when the body breaks off.
-
-    Its series are not complete before it is closed.
+    Raises NotAcceptable when the client takes neither.
     """
+    best, found = 0.0, ""
+    for media_range in (accept or "*/*").split(","):
+        media = parse_media_type(media_range.strip())
+        quality = _quality(media.parameters.get("q", "1"))
+        if media.name in _ANSWERS and quality > best:
+            best, found = quality, _ANSWERS[media.name]
+    if not found:
+        raise NotAcceptable(f"the response is given as {JSON} or {XML}")
+    return found
 
-    def __init__(
-        self, receiver: Receiver, associations: Associations, boundary: str, study: str | None, sender: Sender
-    ) -> None:
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+class _Reception:
+    """What becomes of the objects of one request; the objects behind one that is refused go on."""
+
+    def __init__(self, receiver: Receiver, associations: Associations, study: str | None, sender: Sender) -> None:
+        self.objects = receiver.objects
         self._receiver = receiver
         self._associations = associations
         self._association = associations.begin()
         self._study = study
         self._sender = sender
-        self._spool: Spool | None = None
-        self._refusal: Refusal | None = None
-        self._ended = False
         self._went_well = False
         self._instances: list[Instance] = []
         self._refusals: list[Refusal] = []
-        try:
-            self._parser = MultipartParser(boundary, self._callbacks())
-        except FormParserError as error:
-            raise BadRequest(f"the boundary is not usable: {error}") from error
 
-    def feed(self, block: bytes) -> None:
-        """Take the next bytes of the body; blocks while they are written. Raises BadRequest."""
-        try:
-            self._parser.write(block)
-        except FormParserError as error:
-            raise BadRequest(f"the body is not multipart/related: {error}") from error
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was received or refused yet."""
+        return not self._instances and not self._refusals
+
+    def receive(self, spool: Spool) -> None:
+        """Keep a complete object. Raises Refusal."""
+        spool.complete()
+        self._instances.append(self._receiver.receive(spool.path, self._study, self._association, self._sender))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note that an object is not kept, and why."""
+        self._receiver.meter.refused(STATUS_OF[type(refusal)])
+        self._refusals.append(refusal)
 
     def finish(self) -> Stored:
-        """The outcome, at the end of the body. Raises BadRequest when that is not the end of the message."""
-        if not self._ended:
-            raise BadRequest("the body ends before its last boundary")
-        if not self._instances and not self._refusals:
-            raise BadRequest("the message has no parts")
+        """The outcome, when the message has come to its end."""
         self._went_well = not self._refusals
         return Stored(self._instances, self._refusals)
 
     def close(self) -> None:
-        """Drop a part that is not complete; nothing more comes."""
-        self._drop()
+        """Nothing more comes."""
+        for reason, number in Counter(map(str, self._refusals)).items():  # a line each would be a way to fill the disk
+            _log.warning("refused", reason=reason, objects=number)
         self._associations.end(self._association, well=self._went_well)
 
-    def _drop(self) -> None:
+
+class _Objects:
+    """Parts that are Part 10 files, whatever their headers say; one that is refused ends with a failure item."""
+
+    def __init__(self, reception: _Reception) -> None:
+        self._reception = reception
+        self._spool: Spool | None = None
+        self._refusal: Refusal | None = None
+
+    def begin(self, _headers: Mapping[str, str]) -> None:
+        self._spool = self._refusal = None
+
+    def write(self, block: bytes) -> None:
+        if self._refusal is None:
+            self._attempt(lambda: self._append(block))
+
+    def end(self) -> None:
+        if self._refusal is None:
+            self._attempt(self._receive)
+        if self._refusal is not None:
+            self._reception.refuse(self._refusal)
+        self.close()
+
+    def finish(self) -> None:
+        """Each part was received as it ended."""
+
+    def close(self) -> None:
         if self._spool is not None:
             self._spool.discard()
 
-    def _callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._begin_part,
-            "on_part_data": self._write_part,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
+    def _append(self, block: bytes) -> None:
+        if self._spool is None:
+            self._spool = self._reception.objects.spool()
+        self._spool.write(block)
 
-    def _begin_part(self) -> None:
-        self._spool = self._refusal = None
-        self._attempt(self._open_spool)
+    def _receive(self) -> None:
+        if self._spool is None:
+            raise NotDicom("not a DICOM file: the part is empty")
+        self._reception.receive(self._spool)
 
-    def _write_part(self, data: bytes, start: int, end: int) -> None:
-        if self._spool is not None and self._refusal is None:
-            self._attempt(self._spool.write, data[start:end])
-
-    def _end_part(self) -> None:
-        if self._spool is not None and self._refusal is None:
-            self._attempt(self._receive, self._spool)
-        if self._refusal is not None:
-            _log.warning("refused", reason=str(self._refusal))
-            self._receiver.meter.refused(STATUS_OF[type(self._refusal)])
-            self._refusals.append(self._refusal)
-        self._drop()
-
-    def _end(self) -> None:
-        self._ended = True
-
-    def _open_spool(self) -> None:
-        self._spool = self._receiver.objects.spool()
-
-    def _receive(self, spool: Spool) -> None:
-        spool.complete()
-        self._instances.append(self._receiver.receive(spool.path, self._study, self._association, self._sender))
-
-    def _attempt(self, step: Callable[..., None], *arguments: Any) -> None:
-        """A part that is refused ends with a failure item; the parts behind it go on."""
+    def _attempt(self, step: Callable[[], None]) -> None:
         try:
-            step(*arguments)
+            step()
         except Refusal as refusal:
             self._refusal = refusal
+
+
+class _Store(Parts, Protocol):
+    """What the parts of a message are kept by."""
+
+    def finish(self) -> None:
+        """The message is complete. Raises BadRequest."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is not kept."""
+        ...
+
+
+class StoreRequest:
+    """The body of one request, fed in blocks; what was received by then stays received when the body breaks off.
+
+    Its series are not complete before it is closed. Raises UnsupportedMedia, TooLarge and BadRequest for a Content-Type
+    that cannot be taken.
+    """
+
+    def __init__(
+        self, receiver: Receiver, associations: Associations, content_type: str, study: str | None, sender: Sender
+    ) -> None:
+        self._reception = _Reception(receiver, associations, study, sender)
+        self._size = 0
+        self._is_broken = False
+        media = parse_media_type(content_type)
+        is_multipart = media.name == "multipart/related"
+        kind = parse_media_type(media.parameters.get("type", DICOM)).name if is_multipart else media.name
+        if kind not in (DICOM, JSON):
+            raise UnsupportedMedia(_TAKEN)
+        reception = self._reception
+        composed = kind == JSON
+        self._store: _Store = (
+            MetadataParts(reception.objects, reception.receive, reception.refuse) if composed else _Objects(reception)
+        )
+        if is_multipart and not media.parameters.get("boundary"):
+            raise BadRequest("Content-Type has no boundary: multipart/related needs one (RFC 2387)")
+        self._body: Body = Multipart(media.parameters["boundary"], self._store) if is_multipart else OnePart(self._store)
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes of the body; blocks while they are written. Raises BadRequest, TooLarge."""
+        self._size += len(block)
+        require_size(self._size)
+        if not self._is_broken:
+            self._unless_broken(lambda: self._body.feed(block))
+
+    def finish(self) -> Stored:
+        """The outcome, at the end of the body. Raises BadRequest when nothing in it could be read."""
+        if not self._is_broken:
+            self._unless_broken(self._body.finish)
+        if not self._is_broken:
+            self._unless_broken(self._store.finish)
+        if self._reception.is_empty:
+            raise BadRequest("the message has no parts")
+        return self._reception.finish()
+
+    def close(self) -> None:
+        """Drop what is not complete; nothing more comes."""
+        self._store.close()
+        self._reception.close()
+
+    def _unless_broken(self, step: Callable[[], None]) -> None:
+        """Where a message is broken behind objects that were received, that is a failure beside them."""
+        try:
+            step()
+        except BadRequest as error:
+            if self._reception.is_empty:
+                raise
+            self._is_broken = True
+            self._reception.refuse(NotDicom(str(error)))
+
+
+def require_size(size: int) -> None:
+    """Raise TooLarge for a body of more bytes than one request may have."""
+    if size > _LARGEST_BODY:
+        raise TooLarge(f"the body is longer than {_LARGEST_BODY} bytes: send it in several requests")

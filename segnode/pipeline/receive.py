@@ -2,14 +2,15 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from segnode.config import OnConflict
 from segnode.dicom.header import Contributor, Header, read_header
 from segnode.dicom.uids import MANUFACTURER
-from segnode.errors import Mismatch, OutOfResources, Refusal
+from segnode.errors import Duplicate, Mismatch, OutOfResources, Refusal
 from segnode.store.index import Index, Instance, OpenAssociation, Origin, Sender
 from segnode.store.measures import Meter
 from segnode.store.objects import ObjectStore
@@ -22,6 +23,7 @@ class Receiver:
     """Takes complete Part 10 files of the object store's incoming folder.
 
     Below `low_watermark` bytes of free disk nothing more is received: what is left is for the work that goes on.
+    `on_conflict` says what becomes of an object whose UID another one has that is held.
     """
 
     objects: ObjectStore
@@ -30,6 +32,7 @@ class Receiver:
     ae_title: str
     low_watermark: int
     clock: Callable[[], float]
+    on_conflict: OnConflict = "keep"
 
     def receive(
         self,
@@ -41,7 +44,7 @@ class Receiver:
         """Keep the object in a file, or find that it is held already, which changes nothing.
 
         `study` is the study it must be of, where the sender said so. When this returns, the object is durable. Raises
-        Refusal (NotDicom, BadIdentifier, Mismatch, OutOfResources); then nothing is kept.
+        Refusal (NotDicom, BadIdentifier, Mismatch, Duplicate, OutOfResources); then nothing is kept.
         """
         with path.open("rb") as file:
             header = read_header(file)
@@ -56,10 +59,10 @@ class Receiver:
         return instance
 
     def hold_made(self, path: Path) -> Instance:
-        """Keep an object that the node has made. Raises OutOfResources."""
+        """Keep an object that the node has made, unless it is held; the one that is. Raises OutOfResources."""
         with path.open("rb") as file:
             header = read_header(file)
-        return self._hold(path, header, "made")
+        return replace(self, on_conflict="keep")._hold(path, header, "made")
 
     def _origin(self, header: Header) -> Origin:
         """What the node has made starts no work, also when an archive sends it back and its row is gone."""
@@ -75,13 +78,19 @@ class Receiver:
     ) -> Instance:
         digest = data_set_digest(path, header)
         held = self.index.find(header.sop_instance_uid)
-        if held is None:
+        if held is None or (self._replaces(held) and held.differs(header.transfer_syntax_uid, digest)):
             held = self._keep(path, header, digest, origin, association, sender)
         elif association is not None:
             self.index.add_sending(association, held.series_instance_uid)
-        if held.digest != digest and held.transfer_syntax_uid == header.transfer_syntax_uid:
+        if held.differs(header.transfer_syntax_uid, digest):
+            if self.on_conflict != "keep":
+                raise Duplicate("another object of that UID is held, and stays (storage.on_conflict)", "SOPInstanceUID")
             _log.warning("same UID, other bytes: the first is kept", sop_instance_uid=held.sop_instance_uid)
         return held
+
+    def _replaces(self, held: Instance) -> bool:
+        """What the node has made is not replaced: it is what was proven, and what is sent."""
+        return self.on_conflict == "replace" and held.origin == "received"
 
     def _keep(
         self,
@@ -100,7 +109,8 @@ class Receiver:
         key = self.objects.keep(path)
         held = None
         try:
-            held = self.index.add(header, key, size, digest, origin, self.clock(), association, sender)
+            row = (header, key, size, digest, origin, self.clock(), association, sender)
+            held = self.index.add(*row, replace=self.on_conflict == "replace")
         finally:
             if held is None or held.object_key != key:
                 self.objects.delete(key)

@@ -75,7 +75,8 @@ class Tidier:
         if self.retention.segmentations_s is not None:
             for sop_instance_uid in self.jobs.delivered_before(now - self.retention.segmentations_s):
                 self.index.doom_made(sop_instance_uid)
-        doomed = self.index.doomed()
+        # Who has found an object before it was replaced may still be about to read it.
+        doomed = self.index.doomed(now - ABANDONED_S)
         for key in doomed:
             self.objects.delete(key)
         self.index.forget_doomed(doomed)

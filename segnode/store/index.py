@@ -25,7 +25,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import Index as DatabaseIndex
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite import Insert, insert
 
 from segnode.dicom.attributes import (
     INSTANCE_ATTRIBUTES,
@@ -84,7 +84,12 @@ _answer = Table(
     Column("instances", Integer, nullable=False),
     Column("asked_at", Float, nullable=False),
 )
-_doomed = Table("doomed", _metadata, Column("object_key", String, primary_key=True))
+_doomed = Table(
+    "doomed",
+    _metadata,
+    Column("object_key", String, primary_key=True),
+    Column("doomed_at", Float, nullable=False, server_default="0"),
+)
 DatabaseIndex(
     "series_not_considered", _series.c.SeriesInstanceUID, sqlite_where=_series.c.considered_at < _series.c.last_received_at
 )
@@ -104,6 +109,10 @@ class Instance:
     digest: str
     origin: Origin
     received_at: float
+
+    def differs(self, transfer_syntax_uid: str, digest: str) -> bool:
+        """Whether a data set is not this one; in another transfer syntax it is taken to be the same."""
+        return self.transfer_syntax_uid == transfer_syntax_uid and self.digest != digest
 
 
 @dataclass(frozen=True)
@@ -170,11 +179,14 @@ class Index:
         now: float,
         association: OpenAssociation | None = None,
         sender: Sender | None = None,
+        *,
+        replace: bool = False,
     ) -> Instance:
         """Commit the row of an object; when one of that UID is held already, nothing changes and that one is returned.
 
-        While the association that brought it is open, its series is not quiet. Raises OutOfResources when the database
-        does not take it.
+        With `replace` another object that was received before gives up its row, and its file is doomed. While the
+        association that brought it is open, its series is not quiet. Raises OutOfResources when the database does not
+        take it.
         """
         study = {"StudyInstanceUID": header.study_instance_uid, **_pick(header, STUDY_ATTRIBUTES)}
         series = {
@@ -197,20 +209,31 @@ class Index:
             **_pick(header, INSTANCE_ATTRIBUTES),
         }
         with self._writer.begin() as connection:
-            if connection.execute(_row_of(header.sop_instance_uid)).first() is None:
+            row = connection.execute(_row_of(header.sop_instance_uid)).first()
+            other = row is not None and _as_instance(row).differs(header.transfer_syntax_uid, digest)
+            if row is None:
                 if connection.execute(insert(_study).values(study).on_conflict_do_nothing()).rowcount:
                     _note_names(connection, study)
                 connection.execute(insert(_series).values(series).on_conflict_do_nothing())
                 connection.execute(insert(_instance).values(instance))
                 _note_items(connection, header)
-                if origin == "received":
-                    connection.execute(_touch(header.series_instance_uid, now))
+            elif replace and other and row.origin == "received":
+                connection.execute(_doomed.insert().values(object_key=row.object_key, doomed_at=now))
+                connection.execute(_upsert(_study, study, STUDY_ATTRIBUTES))
+                connection.execute(_upsert(_series, series, SERIES_ATTRIBUTES))
+                connection.execute(_instance.update().where(_instance.c.object_key == row.object_key).values(instance))
+                _note_anew(connection, header, study)
+                if (row.StudyInstanceUID, row.SeriesInstanceUID) != (header.study_instance_uid, header.series_instance_uid):
+                    _drop_empty(connection)
+            held = _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
+            if held.object_key == object_key and origin == "received":
+                connection.execute(_touch(header.series_instance_uid, now))
             if association is not None:
                 _note_sending(connection, association, header.series_instance_uid)
             if sender is not None:
                 sent = {"SeriesInstanceUID": header.series_instance_uid, **asdict(sender)}
                 connection.execute(insert(_sender).values(sent).on_conflict_do_nothing())
-            return _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
+            return held
 
     def find(self, sop_instance_uid: str) -> Instance | None:
         """The object of that UID, or None."""
@@ -339,10 +362,10 @@ class Index:
         """Take an object that the node has made off the index; its file is doomed."""
         self._doom(and_(_instance.c.SOPInstanceUID == sop_instance_uid, ~_received()))
 
-    def doomed(self) -> list[str]:
-        """Keys of files that are to be deleted: no row leads to them any more."""
+    def doomed(self, before: float) -> list[str]:
+        """Keys of files that are to be deleted: no row leads to them any more; of those that were replaced, before then."""
         with self._reader.connect() as connection:
-            return list(connection.execute(select(_doomed.c.object_key)).scalars())
+            return list(connection.execute(select(_doomed.c.object_key).where(_doomed.c.doomed_at <= before)).scalars())
 
     def forget_doomed(self, object_keys: Iterable[str]) -> None:
         """Say that these files are gone."""
@@ -374,14 +397,7 @@ class Index:
         with self._writer.begin() as connection:
             connection.execute(insert(_doomed).from_select(["object_key"], select(_instance.c.object_key).where(asked)))
             connection.execute(_instance.delete().where(asked))
-            held = exists().where(_instance.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
-            connection.execute(_series.delete().where(~held))
-            kept = exists().where(_series.c.SeriesInstanceUID == _sender.c.SeriesInstanceUID)
-            connection.execute(_sender.delete().where(~kept))
-            held = exists().where(_series.c.SeriesInstanceUID == _bringer.c.SeriesInstanceUID)
-            connection.execute(_bringer.delete().where(~held))
-            held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
-            connection.execute(_study.delete().where(~held))
+            _drop_empty(connection)
 
     def _delete(self, statement: Delete) -> None:
         with self._writer.begin() as connection:
@@ -415,6 +431,23 @@ def _note_sending(connection: Connection, association: OpenAssociation, series: 
     another = {"association": brings.excluded.association, "ended_well": False}
     is_another = _bringer.c.association != brings.excluded.association
     connection.execute(brings.on_conflict_do_update(index_elements=["SeriesInstanceUID"], set_=another, where=is_another))
+
+
+def _drop_empty(connection: Connection) -> None:
+    """Delete the rows of series and studies that hold nothing any more."""
+    held = exists().where(_instance.c.SeriesInstanceUID == _series.c.SeriesInstanceUID)
+    connection.execute(_series.delete().where(~held))
+    kept = exists().where(_series.c.SeriesInstanceUID == _sender.c.SeriesInstanceUID)
+    connection.execute(_sender.delete().where(~kept))
+    held = exists().where(_series.c.SeriesInstanceUID == _bringer.c.SeriesInstanceUID)
+    connection.execute(_bringer.delete().where(~held))
+    held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
+    connection.execute(_study.delete().where(~held))
+
+
+def _upsert(table: Table, row: Mapping[str, Any], keywords: Sequence[str]) -> Insert:
+    changed = {keyword: row[keyword] for keyword in keywords}
+    return insert(table).values(row).on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
 
 
 def _received() -> ColumnElement[bool]:
@@ -455,6 +488,16 @@ def _note_names(connection: Connection, study: Mapping[str, str]) -> None:
         for is_word, place, text in (*groups, *parts):
             row = {"StudyInstanceUID": study["StudyInstanceUID"], "keyword": keyword, "is_word": is_word, "place": place}
             connection.execute(insert(_person_name).values(text=text, **row).on_conflict_do_nothing())
+
+
+def _note_anew(connection: Connection, header: Header, study: Mapping[str, str]) -> None:
+    """Keep the names and items of an object that took the place of another."""
+    connection.execute(_person_name.delete().where(_person_name.c.StudyInstanceUID == study["StudyInstanceUID"]))
+    _note_names(connection, study)
+    for table in (_unread, *ITEMS_OF.values()):
+        if "SOPInstanceUID" in table.c:
+            connection.execute(table.delete().where(table.c.SOPInstanceUID == header.sop_instance_uid))
+    _note_items(connection, header)
 
 
 def _fill(connection: Connection, tables: set[str]) -> None:

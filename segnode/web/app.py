@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount
 
 from segnode.dicomweb.routes import DicomWeb
-from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, SegnodeError
+from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, SegnodeError, TooLarge, UnsupportedMedia
 from segnode.pipeline.assemble import image_values
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
@@ -29,6 +29,8 @@ HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
     NotFound: 404,
     NotAcceptable: 406,
     JobEnded: 409,
+    TooLarge: 413,
+    UnsupportedMedia: 415,
 }
 
 

@@ -34,6 +34,7 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         ('[nod]\nae_title = "A"', "nod", "node, models, destinations, rules, storage, retention, webhooks"),
         ('[node]\nae_titel = "A"', "node.ae_titel", "ae_title, dicom, http, data"),
         ('[storage]\nlow_watermark = "10"', "storage.low_watermark", "10 GiB"),
+        ('[storage]\non_conflict = "overwrite"', "storage.on_conflict", "keep, refuse, replace"),
         ('[retention]\nimages_after_delivery = "30 days"', "retention.images_after_delivery", "30d"),
         ("[node]\ndimse_processes = 0", "node.dimse_processes", ">= 1"),
         ("[node]\ndicom = 11112", "node.dicom", "str"),

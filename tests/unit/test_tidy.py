@@ -235,7 +235,7 @@ def test_deletion_that_was_interrupted_is_finished(node: Node) -> None:
     assert node.has(key)
     node.tidy()
     assert not node.has(key)
-    assert node.index.doomed() == []
+    assert node.index.doomed(node.now) == []
 
 
 def test_items_of_what_was_held_before_are_kept_later(node: Node) -> None:
