@@ -22,6 +22,7 @@ _DATE: Final = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII
 _TIME: Final = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?|([01]\d|2[0-3])[0-5]\d([0-5]\d|60)\.\d{1,6}", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 _NUMBERS: Final = ("IS", "US", "SS", "UL", "SL")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _LISTS: Final = ("UI", "CS")  # whose values hold neither a comma nor a backslash
 _BETWEEN_WORDS: Final = re.compile(r"[\s^=,.-]+")
 _ACCENTS: Final = range(0x300, 0x370)
@@ -97,8 +98,8 @@ def asked(path: str, text: str, *, fuzzy: bool = False) -> Asked | None:
     vr = dictionary_VR(tag_for_keyword(keyword) or 0)
     if not text.strip("*"):
         return None
-    if not text.isprintable():
-        raise BadRequest(f"the value of {path} holds characters that are none of a text")
+    if _CONTROL.search(text):
+        raise BadRequest(f"the value of {path} holds control characters")
     if vr in _LISTS:
         return _any_of(path, vr, [value for part in text.split("\\") for value in part.split(",") if value])
     if len(text) > _LONGEST:

@@ -25,6 +25,7 @@ from segnode.errors import BadRequest
         (("SeriesNumber", "+007"), "SeriesNumber", Number(7)),
         (("PatientName", "MÜLLER^Jörg^"), "PatientName", Name(["muller^jorg"])),
         (("PatientName", "Yamada^T*=山田^太郎"), "PatientName", Name(["yamada^t*", "山田^太郎"])),
+        (("PatientName", "山田\u3000太郎"), "PatientName", Name(["山田 太郎"])),
         (("00620002.00620005", "Liver"), "SegmentSequence.SegmentLabel", Exactly(("Liver",))),
         (("SegmentSequence.00620004", "1"), "SegmentSequence.SegmentNumber", Number(1)),
     ],
