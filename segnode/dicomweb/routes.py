@@ -1,4 +1,4 @@
-"""The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
+"""The DICOMweb resources: requests translated, answered by STOW and QIDO; WADO has its own."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -8,16 +8,16 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from structlog.contextvars import bound_contextvars
 
-from segnode.dicomweb import qido, wado
+from segnode.dicomweb import qido
+from segnode.dicomweb.retrieve import Retrieval, root_of
 from segnode.dicomweb.stow import StoreRequest, boundary_of
-from segnode.errors import NotFound
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import Instance, Level, Sender
+from segnode.store.index import Level, Sender
 
 _JSON: Final = "application/dicom+json"
 _BLOCK: Final = 1 << 20
@@ -33,7 +33,6 @@ class DicomWeb:
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
         study, series = "/studies/{study}", "/studies/{study}/series/{series}"
-        instance = series + "/instances/{instance}"
         return [
             Route("/studies", self._store, methods=["POST"]),
             Route(study, self._store, methods=["POST"]),
@@ -43,8 +42,7 @@ class DicomWeb:
             Route(f"{study}/series", self._search("series")),
             Route(f"{study}/instances", self._search("instances")),
             Route(f"{series}/instances", self._search("instances")),
-            *(Route(path, self._retrieve) for path in (study, series, instance)),
-            *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
+            *Retrieval(self.receiver).routes(),
         ]
 
     async def _store(self, request: Request) -> Response:
@@ -61,41 +59,20 @@ class DicomWeb:
                 stored = store.finish()
             finally:
                 await run_in_threadpool(store.close)
-        return _json(stored.document(_root(request)), stored.http_status)
+        return _json(stored.document(root_of(request)), stored.http_status)
 
     def _search(self, level: Level) -> Callable[[Request], Response]:
         def search(request: Request) -> Response:
             query = qido.parse_query(level, request.query_params.multi_items())
             names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
             within = {names[name]: uid for name, uid in request.path_params.items()}
-            found = qido.search(self.receiver.index, level, within, query, _root(request))
+            found = qido.search(self.receiver.index, level, within, query, root_of(request))
             response = _json(found) if found else Response(status_code=204)
             if query.ignored:
                 response.headers["Warning"] = f'299 segnode "these keys are not matched: {", ".join(query.ignored)}"'
             return response
 
         return search
-
-    def _retrieve(self, request: Request) -> Response:
-        wanted = wado.parse_accept(request.headers.get("accept", ""))
-        objects = self.receiver.objects
-        instances = self._held(request)
-        first = wado.instance_blocks(objects, instances[0], wanted)
-        if not wanted.multipart and len(instances) == 1:
-            return StreamingResponse(first[1], media_type=f"application/dicom; transfer-syntax={first[0]}")
-        rest = (wado.instance_blocks(objects, instance, wanted) for instance in instances[1:])
-        boundary = uuid4().hex
-        blocks = wado.multipart_blocks((part for parts in ([first], rest) for part in parts), boundary)
-        return StreamingResponse(blocks, media_type=f'multipart/related; type="application/dicom"; boundary={boundary}')
-
-    def _metadata(self, request: Request) -> Response:
-        return _json([wado.instance_metadata(self.receiver.objects, instance) for instance in self._held(request)])
-
-    def _held(self, request: Request) -> list[Instance]:
-        instances = self.receiver.index.instances(**request.path_params)
-        if not instances:
-            raise NotFound("nothing is held under that URL")
-        return instances
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytes]:
@@ -107,11 +84,6 @@ async def _blocks(request: Request) -> AsyncIterator[bytes]:
             yield bytes(gathered)
             gathered.clear()
     yield bytes(gathered)
-
-
-def _root(request: Request) -> str:
-    """The URL of the DICOMweb root as the client knows it."""
-    return f"{request.url.scheme}://{request.url.netloc}{request.scope['root_path']}"
 
 
 def _json(document: Any, status: int = 200) -> Response:

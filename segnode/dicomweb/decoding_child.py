@@ -1,0 +1,136 @@
+"""What runs in a process of its own: it decodes pixels from outside, in bounded time and memory.
+
+A request is a line of JSON; the answer is a line of JSON, and behind it as many bytes as that says.
+"""
+
+import json
+import os
+import resource
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from segnode.dicom.elements import Buffer, read_meta
+from segnode.dicom.frame_places import FramePlaces, places_in_data_set
+from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.errors import NotFound, UnreadablePixels
+from segnode.seg.codecs import DECODERS, FrameShape, native
+from segnode.seg.read import inflate, map_file
+
+_MOST_MEMORY: Final = 3 << 30
+_LONGEST_REASON: Final = 300
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more: whoever asks has then ended."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    last = _LastFile()
+    for line in requests:
+        request = json.loads(line)
+        _allow(request["cpu_s"])
+        try:
+            body = last.frame(Path(request["path"]), request["frame"]) if "frame" in request else _whole(Path(request["path"]))
+            answer: dict[str, Any] = {"size": len(body)}
+        except NotFound as error:
+            body, answer = b"", {"missing": str(error)}
+        except (Exception, MemoryError) as error:  # noqa: BLE001  whatever a decoder raises is an answer
+            body, answer = b"", {"error": _reason(error)}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.write(body)
+        answers.flush()
+
+
+def _allow(seconds: int) -> None:
+    """End this process when a request takes more computing than that."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, resource.RLIM_INFINITY))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"it takes more than {_MOST_MEMORY >> 30} GiB of memory"
+    if isinstance(error, UnreadablePixels):
+        return str(error)
+    lines = str(error).splitlines()
+    return f"{type(error).__name__} {lines[0] if lines else ''}"[:_LONGEST_REASON]
+
+
+class _LastFile:
+    """The file that was asked for last: several frames of one are asked for in a row."""
+
+    def __init__(self) -> None:
+        self._path = Path()
+        self._data: Buffer = b""
+        self._places: FramePlaces | None = None
+
+    def frame(self, path: Path, index: int) -> bytes:
+        """A frame of a file, native little endian. Raises NotFound, UnreadablePixels."""
+        if path != self._path:
+            self._path, self._places = Path(), None
+            data = map_file(path)
+            syntax, start = read_meta(data)
+            if encoding_of(syntax).deflated:
+                data, start = inflate(data[start:]), 0
+            self._data, self._places, self._path = data, places_in_data_set(data, start, syntax), path
+        if self._places is None:
+            raise NotFound("it has no pixel data, and so no frames")
+        if index >= self._places.number_of_frames:
+            raise NotFound(f"it has {self._places.number_of_frames} frames")
+        if self._places.starts is None:
+            return self._places.native(self._data, index)
+        return decoded(self._places, self._places.codestream(self._data, index))
+
+
+def decoded(places: FramePlaces, codestream: bytes) -> bytes:
+    """A native frame of a codestream, little endian. Raises UnreadablePixels, and whatever pydicom's decoders do."""
+    numbers, syntax = places.numbers, places.transfer_syntax_uid
+    is_plain = numbers.get("SamplesPerPixel", 1) == 1 and not numbers.get("PixelRepresentation", 0)
+    if is_plain and syntax in DECODERS and numbers["BitsAllocated"] in (1, 8, 16):
+        shape = FrameShape(numbers["Rows"], numbers["Columns"], numbers["BitsAllocated"])
+        frame = DECODERS[syntax](codestream, shape)
+        return native.encode(frame.view(np.bool_) if shape.bits == 1 else frame)
+    pixels: dict[str, Any] = {
+        "rows": numbers["Rows"],
+        "columns": numbers["Columns"],
+        "samples_per_pixel": numbers.get("SamplesPerPixel", 1),
+        "bits_allocated": numbers["BitsAllocated"],
+        "bits_stored": numbers.get("BitsStored", numbers["BitsAllocated"]),
+        "pixel_representation": numbers.get("PixelRepresentation", 0),
+        "planar_configuration": numbers.get("PlanarConfiguration", 0),
+        "photometric_interpretation": places.photometric_interpretation,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    array, _ = get_decoder(UID(syntax)).as_array(encapsulate([codestream], has_bot=False), index=0, raw=True, **pixels)
+    values: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return values
+
+
+def _whole(path: Path) -> bytes:
+    """A Part 10 file in explicit little endian."""
+    dataset = dcmread(path)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed and "PixelData" in dataset:
+        dataset.decompress(as_rgb=False, generate_instance_uid=False)
+    file = BytesIO()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(file, implicit_vr=False, little_endian=True)
+    return file.getvalue()
+
+
+def main() -> None:
+    """Serve on the standard streams; what a library prints goes nowhere, as it may tell of a patient."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()
