@@ -17,7 +17,7 @@ from segnode.errors import NotDicom, UnreadablePixels
 
 _FLOAT_PIXEL_DATA: Final = 0x7FE00008
 _DOUBLE_FLOAT_PIXEL_DATA: Final = 0x7FE00009
-_PIXELS: Final = (PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_FLOAT_PIXEL_DATA)
+PIXELS: Final = (PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_FLOAT_PIXEL_DATA)
 _EXTENDED_OFFSETS: Final = 0x7FE00001
 _NUMBERS: Final = {
     0x00280002: "SamplesPerPixel",
@@ -106,7 +106,7 @@ def places_in_data_set(buffer: Buffer, start: int, syntax: str) -> FramePlaces |
         found[element.tag] = element
         if element.tag == PIXEL_DATA:
             break
-    pixels = next((found[tag] for tag in _PIXELS if tag in found), None)
+    pixels = next((found[tag] for tag in PIXELS if tag in found), None)
     if pixels is None:
         return None
     numbers = {name: _number(buffer, found[tag], encoding) for tag, name in _NUMBERS.items() if tag in found}

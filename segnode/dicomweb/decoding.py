@@ -25,7 +25,8 @@ _BLOCK: Final = 1 << 20
 class Decoders:
     """So many processes at most, started when they are needed, kept, and replaced when they end."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, niceness: int = 0) -> None:
+        self._niceness = niceness
         self._free = threading.BoundedSemaphore(processes)
         self._idle: LifoQueue[subprocess.Popen[bytes]] = LifoQueue()
 
@@ -36,6 +37,14 @@ class Decoders:
     def explicit_little_endian(self, path: Path) -> bytes:
         """A Part 10 file in that transfer syntax. Raises UnreadablePixels, which says why not."""
         return self._ask({"path": str(path)}, _OBJECT_CPU_S)
+
+    def document(self, path: Path, location: str) -> bytes:
+        """The metadata of a Part 10 file as DICOM JSON, with URIs of bulk data under a location. Raises UnreadablePixels."""
+        return self._ask({"path": str(path), "location": location}, _OBJECT_CPU_S)
+
+    def value(self, path: Path, place: str) -> bytes:
+        """A value of a Part 10 file, little endian. Raises NotFound, and UnreadablePixels, which says why not."""
+        return self._ask({"path": str(path), "value": place}, _OBJECT_CPU_S)
 
     def _ask(self, request: dict[str, Any], cpu_s: int) -> bytes:
         line = json.dumps({**request, "cpu_s": cpu_s}).encode() + b"\n"
@@ -59,8 +68,8 @@ class Decoders:
                 if child.poll() is None:
                     return child
                 _end(child)
-        return subprocess.Popen(
-            [sys.executable, "-m", "segnode.dicomweb.decoding_child"],
+        return subprocess.Popen(  # noqa: S603  our own program
+            [sys.executable, "-m", "segnode.dicomweb.decoding_child", str(self._niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

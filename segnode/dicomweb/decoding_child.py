@@ -7,19 +7,24 @@ import json
 import os
 import resource
 import sys
+import threading
 from io import BytesIO
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO, Final
 
 import numpy as np
-from pydicom import dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.encaps import encapsulate
+from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from segnode.dicom.elements import Buffer, read_meta
-from segnode.dicom.frame_places import FramePlaces, places_in_data_set
+from segnode.dicom.dataset_json import dataset_json, little_endian
+from segnode.dicom.elements import PIXEL_DATA, Buffer, elements, read_meta
+from segnode.dicom.frame_places import PIXELS, FramePlaces, places_in_data_set
 from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.dicom.values import value_at, vr_of
 from segnode.errors import NotFound, UnreadablePixels
 from segnode.seg.codecs import DECODERS, FrameShape, native
 from segnode.seg.read import inflate, map_file
@@ -29,15 +34,17 @@ _LONGEST_REASON: Final = 300
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more: whoever asks has then ended."""
+    """Answer requests; when there are no more, whoever asked has ended, and so does this process, whatever it is at."""
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    waiting: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     last = _LastFile()
-    for line in requests:
-        request = json.loads(line)
+    while True:
+        request = json.loads(waiting.get())
         _allow(request["cpu_s"])
         try:
-            body = last.frame(Path(request["path"]), request["frame"]) if "frame" in request else _whole(Path(request["path"]))
+            body = _answer(request, last)
             answer: dict[str, Any] = {"size": len(body)}
         except NotFound as error:
             body, answer = b"", {"missing": str(error)}
@@ -46,6 +53,23 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(body)
         answers.flush()
+
+
+def _listen(requests: BinaryIO, waiting: "SimpleQueue[bytes]") -> None:
+    for line in requests:
+        waiting.put(line)
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any], last: "_LastFile") -> bytes:
+    path = Path(request["path"])
+    if "frame" in request:
+        return last.frame(path, request["frame"])
+    if "value" in request:
+        return _value(path, request["value"])
+    if "location" in request:
+        return document_of(path, request["location"])
+    return _whole(path)
 
 
 def _allow(seconds: int) -> None:
@@ -75,10 +99,7 @@ class _LastFile:
         """A frame of a file, native little endian. Raises NotFound, UnreadablePixels."""
         if path != self._path:
             self._path, self._places = Path(), None
-            data = map_file(path)
-            syntax, start = read_meta(data)
-            if encoding_of(syntax).deflated:
-                data, start = inflate(data[start:]), 0
+            data, start, syntax = _data_set(path)
             self._data, self._places, self._path = data, places_in_data_set(data, start, syntax), path
         if self._places is None:
             raise NotFound("it has no pixel data, and so no frames")
@@ -125,8 +146,48 @@ def _whole(path: Path) -> bytes:
     return file.getvalue()
 
 
+def document_of(path: Path, location: str) -> bytes:
+    """The metadata of a Part 10 file as DICOM JSON."""
+    dataset = _read(path)
+    document = dataset_json(dataset, lambda place: f"{location}/bulkdata/{place}")
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _data_set(path: Path) -> tuple[Buffer, int, str]:
+    """The bytes of a file, where its data set begins, and its transfer syntax; inflated no further than is bounded."""
+    data = map_file(path)
+    syntax, start = read_meta(data)
+    return (inflate(data[start:]), 0, syntax) if encoding_of(syntax).deflated else (data, start, syntax)
+
+
+def _read(path: Path) -> Dataset:
+    """The data set of a file up to its pixel data, of which there is only that it is there."""
+    data, start, syntax = _data_set(path)
+    encoding = encoding_of(syntax)
+    kept, pixels = BytesIO(), None
+    for element in elements(data, start, len(data), encoding, open_at=PIXEL_DATA):
+        if element.tag in PIXELS:
+            pixels = element
+            break
+        kept.write(data[element.begin : element.next])
+    kept.seek(0)
+    dataset = read_dataset(kept, encoding.implicit_vr, encoding.little_endian)
+    if pixels is not None and pixels.end > pixels.start:
+        vr = vr_of(data, pixels, implicit_vr=encoding.implicit_vr)
+        dataset[pixels.tag] = DataElement(pixels.tag, vr, b"\0\0")
+    return dataset
+
+
+def _value(path: Path, place: str) -> bytes:
+    """The value at that place of a file, little endian. Raises NotFound."""
+    data, start, syntax = _data_set(path)
+    begin, end, word = value_at(data, start, syntax, place)
+    return little_endian(bytes(data[begin:end]), word)
+
+
 def main() -> None:
     """Serve on the standard streams; what a library prints goes nowhere, as it may tell of a patient."""
+    os.nice(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     serve(sys.stdin.buffer, answers)

@@ -64,6 +64,11 @@ class Frames:
             raise NotFound(f"SOP instance {self.instance.sop_instance_uid} has {self.places.number_of_frames} frames")
         return numbers
 
+    @property
+    def count(self) -> int:
+        """How many there are; 1 where that is not known before the object is inflated."""
+        return self.places.number_of_frames if self.places else 1
+
     def offers(self, count: int) -> Sequence[Representation]:
         """What so many frames can be had as: as they are stored, and native little endian; one also without multipart."""
         syntax = self.instance.transfer_syntax_uid

@@ -1,8 +1,7 @@
 """The resources of WADO-RS (PS3.18 10.4): requests translated, answered by what is held."""
 
-import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -10,20 +9,24 @@ from typing import Any, Final
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
+from pydicom.uid import ExplicitVRLittleEndian
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from segnode.dicomweb import wado
-from segnode.dicomweb.accept import MediaRange, parse_accept, require
+from segnode.dicomweb.accept import MediaRange, Representation, parse_accept, require
+from segnode.dicomweb.bulk_data import PIXEL_DATA_PLACE, is_compressed, value_blocks
 from segnode.dicomweb.decoding import Decoders
-from segnode.dicomweb.frames import frames_of
+from segnode.dicomweb.frames import OCTETS, Frames, frames_of
+from segnode.dicomweb.metadata import Metadata, entity_tag, location, matches
 from segnode.dicomweb.multipart import Part, message
 from segnode.errors import NotFound
 from segnode.pipeline.receive import Receiver
+from segnode.store.documents import Documents
 from segnode.store.index import Instance
 
-_JSON: Final = "application/dicom+json"
+_METADATA: Final = (Representation("application/dicom+json", multipart=False),)
 # Requests that decode wait for each other here, so that they keep no other request from its thread.
 _MOST_DECODING: Final = 8
 # What is got ready before an answer begins: until then whatever goes wrong has a status and a text.
@@ -35,6 +38,7 @@ class Retrieval:
     """The resources of what is held, under the DICOMweb root."""
 
     receiver: Receiver
+    documents: Documents
     decoders: Decoders = field(default_factory=lambda: Decoders(os.cpu_count() or 1))
     decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_DECODING))
 
@@ -44,8 +48,9 @@ class Retrieval:
         instance = series + "/instances/{instance}"
         return [
             *(Route(path, self._answered(self._objects)) for path in (study, series, instance)),
-            *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
+            *(Route(f"{path}/metadata", self._answered(self._metadata)) for path in (study, series, instance)),
             Route(f"{instance}/frames/{{frames}}", self._answered(self._frames)),
+            Route(f"{instance}/bulkdata/{{place:path}}", self._answered(self._bulk_data)),
         ]
 
     def _answered(self, answer: Callable[[Request], Response]) -> Callable[[Request], Any]:
@@ -58,30 +63,64 @@ class Retrieval:
         ranges, instances = accepted(request), self._held(request)
         wanted = [wado.representation(ranges, instance) for instance in instances]
         part = partial(wado.part_of, self.receiver.objects, self.decoders)
-        parts = (part(instance, form, _location(request, instance)) for instance, form in zip(instances, wanted, strict=True))
+        parts = (
+            part(instance, form, location(instance, root_of(request))) for instance, form in zip(instances, wanted, strict=True)
+        )
         if len(instances) == 1 and not wanted[0].multipart:
             (only,) = parts
-            return StreamingResponse(iter(only.blocks), media_type=only.content_type)
+            return self._gathered(iter(only.blocks), only.content_type)
         return self._multipart(wado.DICOM, parts)
 
     def _frames(self, request: Request) -> Response:
-        ranges, listed = accepted(request), request.path_params.pop("frames")
+        listed = request.path_params.pop("frames")
+        frames = self._frames_of(request)
+        return self._some_frames(request, frames, frames.numbers(listed))
+
+    def _frames_of(self, request: Request) -> Frames:
         (instance,) = self._held(request)
-        frames = frames_of(instance, self.receiver.objects.path(instance.object_key), self.decoders)
-        numbers = frames.numbers(listed)
-        wanted = require(ranges, frames.offers(len(numbers)), f"frames of SOP instance {instance.sop_instance_uid}")
+        return frames_of(instance, self.receiver.objects.path(instance.object_key), self.decoders)
+
+    def _some_frames(self, request: Request, frames: Frames, numbers: Sequence[int]) -> Response:
+        instance = frames.instance
+        what = f"frames of SOP instance {instance.sop_instance_uid}"
+        wanted = require(accepted(request), frames.offers(len(numbers)), what)
         if not wanted.multipart:
             return Response(frames.read(numbers[0], wanted), media_type=wanted.content_type)
+        url = location(instance, root_of(request))
 
         def part(number: int) -> Part:
             frame = frames.read(number, wanted)
-            return Part(wanted.content_type, f"{_location(request, instance)}/frames/{number}", len(frame), (frame,))
+            return Part(wanted.content_type, f"{url}/frames/{number}", len(frame), (frame,))
 
         return self._multipart(wanted.media_type, map(part, numbers))
 
+    def _bulk_data(self, request: Request) -> Response:
+        """A value by its path; of compressed pixel data the frames."""
+        place = request.path_params.pop("place")
+        (instance,) = self._held(request)
+        path = self.receiver.objects.path(instance.object_key)
+        if place.upper() == PIXEL_DATA_PLACE and is_compressed(instance):
+            frames = self._frames_of(request)
+            return self._some_frames(request, frames, range(1, frames.count + 1))
+        offers = [Representation(OCTETS, str(ExplicitVRLittleEndian), multipart) for multipart in (True, False)]
+        wanted = require(accepted(request), offers, f"bulk data of SOP instance {instance.sop_instance_uid}")
+        size, blocks = value_blocks(instance, path, place, self.decoders)
+        if not wanted.multipart:
+            return self._gathered(blocks, wanted.content_type)
+        url = f"{location(instance, root_of(request))}/bulkdata/{place}"
+        return self._multipart(wanted.media_type, iter([Part(wanted.content_type, url, size, blocks)]))
+
     def _metadata(self, request: Request) -> Response:
-        documents = [wado.instance_metadata(self.receiver.objects, instance) for instance in self._held(request)]
-        return Response(json.dumps(documents, ensure_ascii=False, separators=(",", ":")), media_type=_JSON)
+        wanted = require(accepted(request), _METADATA, "metadata")
+        instances, root = self._held(request), root_of(request)
+        tag = entity_tag(instances, root, wanted.media_type)
+        headers = {"ETag": tag, "Vary": "Accept"}
+        if matches(request.headers.get("if-none-match", ""), tag):
+            return Response(status_code=304, headers=headers)
+        metadata = Metadata(self.receiver.objects, self.receiver.index, self.documents, self.decoders)
+        response = self._gathered(_array(metadata.of(instances, root)), wanted.media_type)
+        response.headers.update(headers)
+        return response
 
     def _held(self, request: Request) -> list[Instance]:
         instances = self.receiver.index.instances(**request.path_params)
@@ -90,16 +129,18 @@ class Retrieval:
         return instances
 
     def _multipart(self, media_type: str, parts: Iterable[Part]) -> Response:
-        """The first parts are got ready before anything is sent; where these are all, the answer has a length."""
         boundary = uuid4().hex
-        kind = f'multipart/related; type="{media_type}"; boundary={boundary}'
-        remaining, ready, size = iter(parts), list[Part](), 0
-        for part in remaining:
-            ready.append(part)
-            size += part.size
+        return self._gathered(message(parts, boundary), f'multipart/related; type="{media_type}"; boundary={boundary}')
+
+    def _gathered(self, blocks: Iterator[bytes], media_type: str) -> Response:
+        """The first blocks are got ready before anything is sent; where these are all, the answer has a length."""
+        ready, size = list[bytes](), 0
+        for block in blocks:
+            ready.append(block)
+            size += len(block)
             if size > _AHEAD:
-                return StreamingResponse(self._in_threads(message(chain(ready, remaining), boundary)), media_type=kind)
-        return Response(b"".join(message(ready, boundary)), media_type=kind)
+                return StreamingResponse(self._in_threads(chain(ready, blocks)), media_type=media_type)
+        return Response(b"".join(ready), media_type=media_type)
 
     async def _in_threads(self, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
         while (block := await to_thread.run_sync(next, blocks, b"", limiter=self.decoding)) != b"":
@@ -116,6 +157,10 @@ def root_of(request: Request) -> str:
     return f"{request.url.scheme}://{request.url.netloc}{request.scope['root_path']}"
 
 
-def _location(request: Request, instance: Instance) -> str:
-    study, series, sop = instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid
-    return f"{root_of(request)}/studies/{study}/series/{series}/instances/{sop}"
+def _array(documents: Iterable[bytes]) -> Iterator[bytes]:
+    """A JSON array of these."""
+    between = b"["
+    for document in documents:
+        yield between + document
+        between = b","
+    yield b"]"

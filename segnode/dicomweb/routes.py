@@ -17,6 +17,7 @@ from segnode.dicomweb.retrieve import Retrieval, root_of
 from segnode.dicomweb.stow import StoreRequest, boundary_of
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
+from segnode.store.documents import Documents
 from segnode.store.index import Level, Sender
 
 _JSON: Final = "application/dicom+json"
@@ -29,6 +30,7 @@ class DicomWeb:
 
     receiver: Receiver
     associations: Associations
+    documents: Documents
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
@@ -42,7 +44,7 @@ class DicomWeb:
             Route(f"{study}/series", self._search("series")),
             Route(f"{study}/instances", self._search("instances")),
             Route(f"{series}/instances", self._search("instances")),
-            *Retrieval(self.receiver).routes(),
+            *Retrieval(self.receiver, self.documents).routes(),
         ]
 
     async def _store(self, request: Request) -> Response:

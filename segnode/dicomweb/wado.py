@@ -1,10 +1,9 @@
-"""WADO-RS (PS3.18 10.4): what is held, as it is held or in explicit little endian, and its metadata."""
+"""WADO-RS (PS3.18 10.4): what is held, as it is held or in explicit little endian."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from segnode.dicom.uids import uid_name
@@ -40,13 +39,6 @@ def part_of(objects: ObjectStore, decoders: Decoders, instance: Instance, wanted
             f" and cannot be given in another transfer syntax ({error}): ask for transfer-syntax=*"
         ) from error
     return Part(wanted.content_type, location, len(data), (data,))
-
-
-def instance_metadata(objects: ObjectStore, instance: Instance) -> dict[str, Any]:
-    """The data set of an instance without its pixel data, as DICOM JSON."""
-    dataset = dcmread(objects.path(instance.object_key), stop_before_pixels=True)
-    document: dict[str, Any] = dataset.to_json_dict(suppress_invalid_tags=True)
-    return document
 
 
 def _file_blocks(path: Path) -> Iterator[bytes]:

@@ -12,8 +12,11 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
+from segnode.node import open_index
+from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.testing.phantom import Phantom
-from segnode.testing.servers import Server, segnode
+from segnode.testing.servers import Server, node_config, segnode, until
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +55,38 @@ def test_client_lists_and_fetches_a_study(client: DICOMwebClient, phantom: Phant
     assert all(retrieved[image.SOPInstanceUID] == image for image in sent)
 
 
-def test_metadata_is_the_data_set_without_pixels(client: DICOMwebClient, phantom: Phantom) -> None:
-    """Metadata of a series holds every attribute of each image but its pixel data."""
+def test_metadata_is_the_data_set_without_pixels(client: DICOMwebClient, phantom: Phantom, node: Server) -> None:
+    """Metadata of a series holds every attribute of each image; its pixel data is had by the URI that is given for it."""
     image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
     found = client.retrieve_series_metadata(image.StudyInstanceUID, image.SeriesInstanceUID)
     assert len(found) == 24
     (mine,) = (m for m in found if m["00080018"]["Value"] == [image.SOPInstanceUID])
+    bulk = mine.pop("7FE00010")
     assert mine == image.to_json_dict()
+    assert bulk["vr"] == "OW"
+    # The client's own Host header lacks the port, and so does every URL that it is told.
+    path = bulk["BulkDataURI"].partition("/dicom-web")[2]
+    (pixels,) = client.retrieve_bulkdata(node.dicomweb + path)
+    assert pixels == dcmread(phantom.folder / "0001.dcm").PixelData
+
+
+def test_metadata_that_a_client_has_are_not_sent_again(node: Server, phantom: Phantom) -> None:
+    """With the ETag of an answer the next is 304, whatever came first: the documents, or the question."""
+    image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
+    url = f"{node.dicomweb}/studies/{image.StudyInstanceUID}/metadata"
+    answer = httpx.get(url)
+    assert answer.status_code == 200
+    tag = answer.headers["etag"]
+    again = httpx.get(url, headers={"If-None-Match": f'"other", {tag}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.get(url, headers={"If-None-Match": '"other"'}).content == answer.content
+
+
+def test_metadata_are_made_before_anybody_asks(node: Server) -> None:
+    """The worker makes the documents of what has come, and keeps them."""
+    documents = Documents(open_database(node_config(node).data / "documents.sqlite"))
+    held = [instance for _, instance in open_index(node_config(node)).held_after(0, 1000)]
+    until(lambda: len(documents.find(instance.object_key for instance in held)) == len(held))
 
 
 def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sample_ct, node: Server) -> None:
@@ -83,6 +111,7 @@ def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sam
         ("/studies/..%2f..%2fetc/metadata", "*/*", 404),
         ("/studies/{study}", "text/html", 406),
         ("/studies/{study}", "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.50", 406),
+        ("/studies/{study}/metadata", "text/html", 406),
         ("/studies?limit=x", "*/*", 400),
         ("/studies?PatientID=nobody", "*/*", 204),
         ("/nothing", "*/*", 404),

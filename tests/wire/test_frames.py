@@ -133,6 +133,18 @@ def test_frames_that_are_not_there(node: Server, uid: str, frames: str, status: 
     assert status == 200 or response.text.strip()
 
 
+@pytest.mark.parametrize(("uid", "count"), [("1.1", 1), ("1.2", 1), ("1.3", 4)])
+def test_pixel_data_as_bulk_data(node: Server, uid: str, count: int) -> None:
+    """The URI in the metadata gives native pixel data whole, deflated or not; of compressed the frames."""
+    client = DICOMwebClient(node.dicomweb)
+    instance = url(node, uid, "1").rpartition("/frames")[0]
+    (metadata,) = httpx.get(f"{instance}/metadata", timeout=60).json()
+    parts = client.retrieve_bulkdata(metadata["7FE00010"]["BulkDataURI"])
+    whole = [np.packbits(BITS, bitorder="little").tobytes()] if count == 1 else [frame.tobytes() for frame in GREY]
+    assert parts == whole
+    assert httpx.get(f"{instance}/bulkdata/00420011", timeout=60).status_code == 404
+
+
 def test_one_frame_without_multipart(node: Server) -> None:
     """A client that asks for a media type by itself gets one frame so."""
     response = httpx.get(url(node, "1.1", "2"), headers={"Accept": "application/octet-stream"})
