@@ -34,9 +34,13 @@ class Decoders:
         """A frame of a Part 10 file, native little endian. Raises NotFound, and UnreadablePixels, which says why not."""
         return self._ask({"path": str(path), "frame": index}, _FRAME_CPU_S)
 
-    def explicit_little_endian(self, path: Path) -> bytes:
-        """A Part 10 file in that transfer syntax. Raises UnreadablePixels, which says why not."""
-        return self._ask({"path": str(path)}, _OBJECT_CPU_S)
+    def write(self, path: Path, transfer_syntax: str, file: Path) -> None:
+        """Write a Part 10 file in another transfer syntax, native or lossless. Raises UnreadablePixels, which says why not."""
+        try:
+            self._ask({"path": str(path), "transfer_syntax": transfer_syntax, "file": str(file)}, _OBJECT_CPU_S)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
 
     def document(self, path: Path, location: str) -> bytes:
         """The metadata of a Part 10 file as DICOM JSON, with URIs of bulk data under a location. Raises UnreadablePixels."""

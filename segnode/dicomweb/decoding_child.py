@@ -24,10 +24,12 @@ from segnode.dicom.dataset_json import dataset_json, little_endian
 from segnode.dicom.elements import PIXEL_DATA, Buffer, elements, read_meta
 from segnode.dicom.frame_places import PIXELS, FramePlaces, places_in_data_set
 from segnode.dicom.transfer_syntaxes import encoding_of
+from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.dicom.values import value_at, vr_of
 from segnode.errors import NotFound, UnreadablePixels
-from segnode.seg.codecs import DECODERS, FrameShape, native
+from segnode.seg.codecs import CODECS, DECODERS, FrameShape, native
 from segnode.seg.read import inflate, map_file
+from segnode.seg.recode import recode
 
 _MOST_MEMORY: Final = 3 << 30
 _LONGEST_REASON: Final = 300
@@ -69,7 +71,8 @@ def _answer(request: dict[str, Any], last: "_LastFile") -> bytes:
         return _value(path, request["value"])
     if "location" in request:
         return document_of(path, request["location"])
-    return _whole(path)
+    _write(path, request["transfer_syntax"], Path(request["file"]))
+    return b""
 
 
 def _allow(seconds: int) -> None:
@@ -135,15 +138,19 @@ def decoded(places: FramePlaces, codestream: bytes) -> bytes:
     return values
 
 
-def _whole(path: Path) -> bytes:
-    """A Part 10 file in explicit little endian."""
+def _write(path: Path, transfer_syntax: str, file: Path) -> None:
+    """Write a Part 10 file in another transfer syntax, native or lossless. Raises whatever pydicom and the codecs do."""
+    if dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID in SEGMENTATION_CLASSES:
+        codec = next(codec for codec in CODECS.values() if codec.transfer_syntax_uid == transfer_syntax)
+        file.write_bytes(recode(map_file(path), codec))
+        return
     dataset = dcmread(path)
     if dataset.file_meta.TransferSyntaxUID.is_compressed and "PixelData" in dataset:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
-    file = BytesIO()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if transfer_syntax != ExplicitVRLittleEndian:
+        dataset.compress(UID(transfer_syntax), generate_instance_uid=False)
     dataset.save_as(file, implicit_vr=False, little_endian=True)
-    return file.getvalue()
 
 
 def document_of(path: Path, location: str) -> bytes:

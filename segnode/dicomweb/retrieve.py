@@ -11,7 +11,7 @@ from uuid import uuid4
 from anyio import CapacityLimiter, to_thread
 from pydicom.uid import ExplicitVRLittleEndian
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from segnode.dicomweb import wado
@@ -20,15 +20,15 @@ from segnode.dicomweb.bulk_data import PIXEL_DATA_PLACE, is_compressed, value_bl
 from segnode.dicomweb.decoding import Decoders
 from segnode.dicomweb.frames import OCTETS, Frames, frames_of
 from segnode.dicomweb.metadata import Metadata, entity_tag, location, matches
-from segnode.dicomweb.multipart import Part, message
+from segnode.dicomweb.multipart import Part, message, message_size
 from segnode.errors import NotFound
 from segnode.pipeline.receive import Receiver
 from segnode.store.documents import Documents
 from segnode.store.index import Instance
 
 _METADATA: Final = (Representation("application/dicom+json", multipart=False),)
-# Requests that decode wait for each other here, so that they keep no other request from its thread.
-_MOST_DECODING: Final = 8
+# Retrievals wait for each other here, so that those that decode keep no other request from its thread.
+_MOST_AT_ONCE: Final = 32
 # What is got ready before an answer begins: until then whatever goes wrong has a status and a text.
 _AHEAD: Final = 16 << 20
 
@@ -40,7 +40,7 @@ class Retrieval:
     receiver: Receiver
     documents: Documents
     decoders: Decoders = field(default_factory=lambda: Decoders(os.cpu_count() or 1))
-    decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_DECODING))
+    at_once: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_AT_ONCE))
 
     def routes(self) -> list[Route]:
         """What is to be mounted."""
@@ -55,21 +55,33 @@ class Retrieval:
 
     def _answered(self, answer: Callable[[Request], Response]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            return await to_thread.run_sync(answer, request, limiter=self.decoding)
+            return await to_thread.run_sync(answer, request, limiter=self.at_once)
 
         return endpoint
 
     def _objects(self, request: Request) -> Response:
-        ranges, instances = accepted(request), self._held(request)
+        ranges, instances, root = accepted(request), self._held(request), root_of(request)
         wanted = [wado.representation(ranges, instance) for instance in instances]
-        part = partial(wado.part_of, self.receiver.objects, self.decoders)
-        parts = (
-            part(instance, form, location(instance, root_of(request))) for instance, form in zip(instances, wanted, strict=True)
-        )
+        give = partial(wado.give, self.receiver.objects, self.decoders)
         if len(instances) == 1 and not wanted[0].multipart:
-            (only,) = parts
-            return self._gathered(iter(only.blocks), only.content_type)
-        return self._multipart(wado.DICOM, parts)
+            return self._whole(instances[0], give(instances[0], wanted[0]))
+        parts = (give(instance, form).part(location(instance, root)) for instance, form in zip(instances, wanted, strict=True))
+        if any(form.transfer_syntax != i.transfer_syntax_uid for i, form in zip(instances, wanted, strict=True)):
+            return self._multipart(wado.DICOM, parts)
+        boundary, held = uuid4().hex, list(parts)
+        return StreamingResponse(
+            self._in_threads(message(held, boundary)),
+            media_type=f'multipart/related; type="{wado.DICOM}"; boundary={boundary}',
+            headers={"Content-Length": str(message_size(held, boundary))},
+        )
+
+    def _whole(self, instance: Instance, given: wado.Given) -> Response:
+        """An object by itself; as it is held also ranges of it, and the server sends the file."""
+        kind, headers = given.representation.content_type, {"Vary": "Accept"}
+        if given.path is not None:
+            return FileResponse(given.path, headers={**headers, "ETag": f'"{instance.digest[:32]}"'}, media_type=kind)
+        headers["Content-Length"] = str(given.size)
+        return StreamingResponse(self._in_threads(given.blocks), headers=headers, media_type=kind)
 
     def _frames(self, request: Request) -> Response:
         listed = request.path_params.pop("frames")
@@ -143,7 +155,7 @@ class Retrieval:
         return Response(b"".join(ready), media_type=media_type)
 
     async def _in_threads(self, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-        while (block := await to_thread.run_sync(next, blocks, b"", limiter=self.decoding)) != b"":
+        while (block := await to_thread.run_sync(next, blocks, b"", limiter=self.at_once)) != b"":
             yield block
 
 

@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
-from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
@@ -100,6 +100,44 @@ def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sam
     native = httpx.get(url, headers={"Accept": "application/dicom"})
     assert native.headers["content-type"] == f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"
     np.testing.assert_array_equal(dcmread(BytesIO(native.content)).pixel_array, image.pixel_array)
+
+
+def test_a_range_of_an_object(node: Server, phantom: Phantom) -> None:
+    """An object by itself has a length, gives ranges, and says where there is none; its ETag stands for its content."""
+    part10 = (phantom.folder / "0002.dcm").read_bytes()
+    url = object_url(node, dcmread(phantom.folder / "0002.dcm", stop_before_pixels=True))
+    headers = {"Accept": "application/dicom; transfer-syntax=*"}
+    whole = httpx.get(url, headers=headers)
+    assert int(whole.headers["content-length"]) == len(whole.content)
+    assert whole.content[-1000:] == part10[-1000:]
+    part = httpx.get(url, headers={**headers, "Range": "bytes=1000-1999", "If-Range": whole.headers["etag"]})
+    assert (part.status_code, part.content) == (206, whole.content[1000:2000])
+    assert part.headers["content-range"] == f"bytes 1000-1999/{len(whole.content)}"
+    assert httpx.get(url, headers={**headers, "Range": "bytes=999999999-"}).status_code == 416
+
+
+def test_a_study_has_a_length(node: Server, phantom: Phantom) -> None:
+    """A message of objects as they are held is as long as it says."""
+    image = dcmread(phantom.folder / "0002.dcm", stop_before_pixels=True)
+    answer = httpx.get(f"{node.dicomweb}/studies/{image.StudyInstanceUID}")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_lossless_syntax_that_is_asked_for(node: Server, phantom: Phantom, syntax: str) -> None:
+    """The same pixels, the same object, in the transfer syntax that the client wants."""
+    image = dcmread(phantom.folder / "0003.dcm")
+    answer = httpx.get(object_url(node, image), headers={"Accept": f"application/dicom; transfer-syntax={syntax}"}, timeout=60)
+    assert answer.status_code == 200
+    given = dcmread(BytesIO(answer.content))
+    assert (given.file_meta.TransferSyntaxUID, given.SOPInstanceUID) == (syntax, image.SOPInstanceUID)
+    np.testing.assert_array_equal(given.pixel_array, image.pixel_array)
+
+
+def object_url(node: Server, image: Dataset) -> str:
+    """Where an image is had."""
+    uids = image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID
+    return "{}/studies/{}/series/{}/instances/{}".format(node.dicomweb, *uids)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,17 @@ def test_pixel_data_as_bulk_data(node: Server, uid: str, count: int) -> None:
     assert httpx.get(f"{instance}/bulkdata/00420011", timeout=60).status_code == 404
 
 
+def test_a_damaged_object_is_given_as_it_is(node: Server) -> None:
+    """What cannot be decoded is not acceptable in another transfer syntax, alone or with others, and had with *."""
+    instance = url(node, "1.4", "1").rpartition("/frames")[0]
+    series = instance.rpartition("/instances")[0]
+    for resource, accept in ((instance, "application/dicom"), (series, 'multipart/related; type="application/dicom"')):
+        refused = httpx.get(resource, headers={"Accept": accept}, timeout=60)
+        assert refused.status_code == 406
+        assert "transfer-syntax=*" in refused.text
+        assert httpx.get(resource, headers={"Accept": f"{accept}; transfer-syntax=*"}).status_code == 200
+
+
 def test_one_frame_without_multipart(node: Server) -> None:
     """A client that asks for a media type by itself gets one frame so."""
     response = httpx.get(url(node, "1.1", "2"), headers={"Accept": "application/octet-stream"})
