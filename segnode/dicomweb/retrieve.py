@@ -1,10 +1,11 @@
 """The resources of WADO-RS (PS3.18 10.4): requests translated, answered by what is held."""
 
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, Final
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from segnode.dicom.native_xml import native_xml
 from segnode.dicomweb import wado
 from segnode.dicomweb.accept import MediaRange, Representation, parse_accept, require
 from segnode.dicomweb.bulk_data import PIXEL_DATA_PLACE, is_compressed, value_blocks
@@ -26,7 +28,8 @@ from segnode.pipeline.receive import Receiver
 from segnode.store.documents import Documents
 from segnode.store.index import Instance
 
-_METADATA: Final = (Representation("application/dicom+json", multipart=False),)
+_JSON: Final = Representation("application/dicom+json", multipart=False)
+_XML: Final = Representation("application/dicom+xml")
 # Retrievals wait for each other here, so that those that decode keep no other request from its thread.
 _MOST_AT_ONCE: Final = 32
 # What is got ready before an answer begins: until then whatever goes wrong has a status and a text.
@@ -123,14 +126,18 @@ class Retrieval:
         return self._multipart(wanted.media_type, iter([Part(wanted.content_type, url, size, blocks)]))
 
     def _metadata(self, request: Request) -> Response:
-        wanted = require(accepted(request), _METADATA, "metadata")
+        wanted = require(accepted(request), (_JSON, _XML), "metadata")
         instances, root = self._held(request), root_of(request)
         tag = entity_tag(instances, root, wanted.media_type)
         headers = {"ETag": tag, "Vary": "Accept"}
         if matches(request.headers.get("if-none-match", ""), tag):
             return Response(status_code=304, headers=headers)
         metadata = Metadata(self.receiver.objects, self.receiver.index, self.documents, self.decoders)
-        response = self._gathered(_array(metadata.of(instances, root)), wanted.media_type)
+        documents = metadata.of(instances, root)
+        if wanted == _XML:
+            response = self._multipart(wanted.media_type, map(_xml_part, instances, documents, repeat(root)))
+        else:
+            response = self._gathered(_array(documents), wanted.media_type)
         response.headers.update(headers)
         return response
 
@@ -167,6 +174,11 @@ def accepted(request: Request) -> list[MediaRange]:
 def root_of(request: Request) -> str:
     """The URL of the DICOMweb root as the client knows it."""
     return f"{request.url.scheme}://{request.url.netloc}{request.scope['root_path']}"
+
+
+def _xml_part(instance: Instance, document: bytes, root: str) -> Part:
+    xml = native_xml(json.loads(document))
+    return Part(_XML.content_type, f"{location(instance, root)}/metadata", len(xml), (xml,))
 
 
 def _array(documents: Iterable[bytes]) -> Iterator[bytes]:

@@ -82,6 +82,16 @@ def test_metadata_that_a_client_has_are_not_sent_again(node: Server, phantom: Ph
     assert httpx.get(url, headers={"If-None-Match": '"other"'}).content == answer.content
 
 
+def test_metadata_as_xml(node: Server, phantom: Phantom) -> None:
+    """A client that asks for XML gets a part for each instance, with the URIs of bulk data."""
+    image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
+    url = f"{node.dicomweb}/studies/{image.StudyInstanceUID}/metadata"
+    answer = httpx.get(url, headers={"Accept": 'multipart/related; type="application/dicom+xml"'}, timeout=60)
+    assert answer.status_code == 200
+    assert answer.text.count("<NativeDicomModel") == 24
+    assert f'<BulkData uri="{object_url(node, image)}/bulkdata/7FE00010"/>' in answer.text
+
+
 def test_metadata_are_made_before_anybody_asks(node: Server) -> None:
     """The worker makes the documents of what has come, and keeps them."""
     documents = Documents(open_database(node_config(node).data / "documents.sqlite"))
