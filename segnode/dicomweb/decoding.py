@@ -17,8 +17,8 @@ from segnode.errors import NotFound, SegnodeError, UnreadablePixels
 
 _FRAME_CPU_S: Final = 10
 _OBJECT_CPU_S: Final = 120
-# Of the clock: others compute as well.
-_PATIENCE: Final = 3
+# By the clock beyond that, as others compute as well.
+_PATIENCE_S: Final = 30
 _BLOCK: Final = 1 << 20
 
 
@@ -50,12 +50,18 @@ class Decoders:
         """A value of a Part 10 file, little endian. Raises NotFound, and UnreadablePixels, which says why not."""
         return self._ask({"path": str(path), "value": place}, _OBJECT_CPU_S)
 
+    def close(self) -> None:
+        """End those that have nothing to do."""
+        with suppress(Empty):
+            while True:
+                _end(self._idle.get_nowait())
+
     def _ask(self, request: dict[str, Any], cpu_s: int) -> bytes:
         line = json.dumps({**request, "cpu_s": cpu_s}).encode() + b"\n"
         with self._free:
             child = self._take()
             try:
-                answer = _exchange(child, line, time.monotonic() + cpu_s * _PATIENCE)
+                answer = _exchange(child, line, time.monotonic() + cpu_s + _PATIENCE_S)
             except BaseException:
                 _end(child)
                 raise
