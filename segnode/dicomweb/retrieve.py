@@ -162,7 +162,7 @@ class Retrieval:
         return Response(b"".join(ready), media_type=media_type)
 
     async def _in_threads(self, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-        while (block := await to_thread.run_sync(next, blocks, b"", limiter=self.at_once)) != b"":
+        while (block := await to_thread.run_sync(next, blocks, None, limiter=self.at_once)) is not None:
             yield block
 
 
