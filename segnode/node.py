@@ -38,6 +38,7 @@ from segnode.posts import Inherited, patiently
 from segnode.roles import NO_ROOM, Role
 from segnode.store.commitments import Commitments
 from segnode.store.database import is_no_room, open_database, workflow_database
+from segnode.store.documents import Documents
 from segnode.store.filesystem import require_local
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs
@@ -65,6 +66,7 @@ _log = structlog.get_logger()
 _PIPELINE: Final = "pipeline.sqlite"
 _SWEEP_S: Final = 0.5
 _TIDY_S: Final = 5.0
+_DOCUMENTS_S: Final = 2.0
 _TIDY_ALL_EVERY: Final = 120
 _RECORDS_STAY_S: Final = 86400.0
 
@@ -75,6 +77,7 @@ class Store:
 
     objects: ObjectStore
     index: Index
+    documents: Documents
     jobs: Jobs
     standings: Standings
     leases: Leases
@@ -120,7 +123,8 @@ def open_store(config: Config, lease: Lease) -> Store:
     pipeline = open_database(data / _PIPELINE)
     objects = ObjectStore(data / "objects", lease)
     jobs, standings, notices, commitments = Jobs(pipeline), Standings(pipeline), Notices(pipeline), Commitments(pipeline)
-    return Store(objects, Index(index), jobs, standings, Leases(index), Measures(index), notices, commitments)
+    documents = Documents(open_database(data / "documents.sqlite"))
+    return Store(objects, Index(index), documents, jobs, standings, Leases(index), Measures(index), notices, commitments)
 
 
 def open_jobs(config: Config) -> Jobs:
@@ -243,7 +247,7 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     requests = Associations(store.index, lease)
     _start_heart(store, receiver.meter, lease, lambda: 0, requests.close_ended)
     rules = lambda: resolve_rules(inherited.config)  # noqa: E731
-    application = create_app(receiver, requests, store.jobs, store.leases, store.measures, rules)
+    application = create_app(receiver, requests, store.documents, store.jobs, store.leases, store.measures, rules)
     serve_http(application, inherited.listening(), ready, give_up)
     store.measures.add(receiver.meter)
 
@@ -288,6 +292,7 @@ class _Worker:
         workflows = Workflows(wiring.stages, database, executor_id, partial(os.eventfd_write, woken, 1))
         _start_heart(self._store, self._receiver.meter, self._lease, lambda: 0)
         threading.Thread(target=self._tidy, args=(workflows,), name="tidying", daemon=True).start()
+        threading.Thread(target=self._make_documents, name="documents", daemon=True).start()
         ready()
         due_in = _SWEEP_S
         while not stop.wait(min(due_in, _SWEEP_S), woken):
@@ -422,7 +427,9 @@ class _Worker:
         while True:
             retention = self._config.retention
             labelmaps = Labelmaps(self._config.data / "work")
-            tidier = Tidier(store.objects, store.index, store.jobs, store.leases, labelmaps, retention, time.time)
+            tidier = Tidier(
+                store.objects, store.index, store.documents, store.jobs, store.leases, labelmaps, retention, time.time
+            )
             with _going_on("tidying broke"):
                 tidier.close_associations()
                 tidier.delete_unacknowledged(turn % SHELVES)
@@ -434,6 +441,20 @@ class _Worker:
                     workflows.purge(time.time() - _RECORDS_STAY_S)
             turn += 1
             time.sleep(_TIDY_S)
+
+    def _make_documents(self) -> None:
+        """Make the metadata of what has come, for ever, in a process that gives way to others."""
+        from segnode.dicomweb.decoding import Decoders
+        from segnode.dicomweb.metadata import Metadata
+
+        store = self._store
+        metadata = Metadata(store.objects, store.index, store.documents, Decoders(1, niceness=19))
+        while True:
+            more = False
+            with _going_on("metadata are not kept"):
+                more = metadata.make_more()
+            if not more:
+                time.sleep(_DOCUMENTS_S)
 
 
 def _report_all(reporter: "Reporter") -> None:

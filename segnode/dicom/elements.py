@@ -37,12 +37,18 @@ class Element(NamedTuple):
     encoding: Encoding
 
 
-def elements(buffer: Buffer, start: int, end: int, encoding: Encoding) -> Iterator[Element]:
-    """The elements of a data set that lies from start to end; a delimiter ends it as well. Raises NotDicom."""
+def elements(buffer: Buffer, start: int, end: int, encoding: Encoding, open_at: int | None = None) -> Iterator[Element]:
+    """The elements of a data set that lies from start to end; a delimiter ends it as well. Raises NotDicom.
+
+    The element with the tag `open_at` is the last where its length is undefined: its end is not looked for.
+    """
     place = start
     while place < end:
         tag, value, length, inner = _header(buffer, place, end, encoding)
         if tag in _DELIMITERS:
+            return
+        if length == _UNDEFINED and tag == open_at:
+            yield Element(tag, place, value, end, end, inner)
             return
         if length == _UNDEFINED:
             last, after = _end_of_undefined(buffer, value, end, inner, may_lack_its_end=tag == PIXEL_DATA)

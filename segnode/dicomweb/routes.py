@@ -1,4 +1,4 @@
-"""The DICOMweb resources: requests translated, answered by STOW, QIDO and WADO."""
+"""The DICOMweb resources: requests translated, answered by STOW and QIDO; WADO has its own."""
 
 import asyncio
 import json
@@ -10,19 +10,20 @@ from uuid import uuid4
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from structlog.contextvars import bound_contextvars
 
 from segnode.dicom.query import Level
 from segnode.dicom.xml import native_xml
-from segnode.dicomweb import qido, wado
+from segnode.dicomweb import qido
 from segnode.dicomweb.capabilities import other_methods
+from segnode.dicomweb.retrieve import Retrieval, root_of
 from segnode.dicomweb.stow import XML, StoreRequest, answer_media_type, require_size
-from segnode.errors import NotFound
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
-from segnode.store.index import Instance, Sender
+from segnode.store.documents import Documents
+from segnode.store.index import Sender
 
 _JSON: Final = "application/dicom+json"
 _BLOCK: Final = 1 << 17
@@ -37,12 +38,12 @@ class DicomWeb:
 
     receiver: Receiver
     associations: Associations
+    documents: Documents
     patience_s: float = 60.0
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
         study, series = "/studies/{study}", "/studies/{study}/series/{series}"
-        instance = series + "/instances/{instance}"
         served = [
             Route("/studies", self._store, methods=["POST"]),
             Route(study, self._store, methods=["POST"]),
@@ -52,8 +53,7 @@ class DicomWeb:
             Route(f"{study}/series", self._search("series")),
             Route(f"{study}/instances", self._search("instances")),
             Route(f"{series}/instances", self._search("instances")),
-            *(Route(path, self._retrieve) for path in (study, series, instance)),
-            *(Route(f"{path}/metadata", self._metadata) for path in (study, series, instance)),
+            *Retrieval(self.receiver, self.documents).routes(),
         ]
         return [*served, *other_methods(served)]
 
@@ -71,7 +71,7 @@ class DicomWeb:
                 stored = await run_in_threadpool(store.finish)
             finally:
                 await run_in_threadpool(store.close)
-        document = stored.document(_root(request))
+        document = stored.document(root_of(request))
         if answer == XML:
             return Response(native_xml(document), stored.http_status, media_type=XML)
         return _json(document, stored.http_status)
@@ -81,7 +81,7 @@ class DicomWeb:
             names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
             within = {names[name]: uid for name, uid in request.path_params.items()}
             wanted = qido.parse_search(level, within, request.query_params.multi_items())
-            root = _root(request)
+            root = root_of(request)
             found, remaining = qido.search(self.receiver.index, self.receiver.objects, wanted, root)
             body = b"[" + b",".join(found) + b"]"
             response = Response(body, media_type=_JSON) if found else Response(status_code=204)
@@ -90,27 +90,6 @@ class DicomWeb:
             return response
 
         return search
-
-    def _retrieve(self, request: Request) -> Response:
-        wanted = wado.parse_accept(request.headers.get("accept", ""))
-        objects = self.receiver.objects
-        instances = self._held(request)
-        first = wado.instance_blocks(objects, instances[0], wanted)
-        if not wanted.multipart and len(instances) == 1:
-            return StreamingResponse(first[1], media_type=f"application/dicom; transfer-syntax={first[0]}")
-        rest = (wado.instance_blocks(objects, instance, wanted) for instance in instances[1:])
-        boundary = uuid4().hex
-        blocks = wado.multipart_blocks((part for parts in ([first], rest) for part in parts), boundary)
-        return StreamingResponse(blocks, media_type=f'multipart/related; type="application/dicom"; boundary={boundary}')
-
-    def _metadata(self, request: Request) -> Response:
-        return _json([wado.instance_metadata(self.receiver.objects, instance) for instance in self._held(request)])
-
-    def _held(self, request: Request) -> list[Instance]:
-        instances = self.receiver.index.instances(**request.path_params)
-        if not instances:
-            raise NotFound("nothing is held under that URL")
-        return instances
 
 
 async def _blocks(request: Request, patience_s: float) -> AsyncIterator[bytes]:
@@ -130,11 +109,6 @@ async def _next(pieces: AsyncGenerator[bytes, None], patience_s: float) -> bytes
             return await anext(pieces, None)
     except TimeoutError as error:
         raise HTTPException(408, f"nothing has come for {patience_s:g} seconds: send it again") from error
-
-
-def _root(request: Request) -> str:
-    """The URL of the DICOMweb root as the client knows it."""
-    return f"{request.url.scheme}://{request.url.netloc}{request.scope['root_path']}"
 
 
 def _json(document: Any, status: int = 200) -> Response:

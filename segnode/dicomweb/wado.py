@@ -1,91 +1,78 @@
-"""WADO-RS (PS3.18 10.4): what is held, as it is held or in explicit little endian, and its metadata."""
+"""Objects by WADO-RS (PS3.18 10.4.1.1.1 to 3): as they are held, or in another transfer syntax that loses nothing."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import BinaryIO, Final
+from uuid import uuid4
 
-from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
-from python_multipart.multipart import parse_options_header
 
-from segnode.dicom.native import in_native
 from segnode.dicom.uids import uid_name
-from segnode.errors import NotAcceptable, UnreadablePixels
+from segnode.dicomweb.accept import MediaRange, Representation, require
+from segnode.dicomweb.decoding import Decoders
+from segnode.dicomweb.message import Part
+from segnode.errors import NotAcceptable, NotFound, UnreadablePixels
+from segnode.seg.codecs import CODECS
 from segnode.store.index import Instance
 from segnode.store.objects import ObjectStore
 
-_ANY: Final = "*"
-_BLOCK: Final = 1 << 18
+DICOM: Final = "application/dicom"
+# What is asked for is written, but for native: that is what there is without being asked for.
+_WRITTEN: Final = tuple(str(CODECS[name].transfer_syntax_uid) for name in ("rle", "jpeg-ls", "jpeg-2000"))
+_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a client accepts of instances: one alone or in multipart/related, and in which transfer syntaxes."""
+class Given:
+    """An object as it is given: its bytes, and where they lie if it is given as it is held."""
 
-    multipart: bool
-    transfer_syntaxes: Sequence[str]
+    representation: Representation
+    size: int
+    blocks: Iterator[bytes]
+    path: Path | None = None
 
-
-def parse_accept(accept: str) -> Wanted:
-    """What an Accept header asks for. Without one, and without a transfer syntax: multipart in explicit little endian.
-
-    Raises NotAcceptable when it asks for nothing that instances are given as (PS3.18 8.7.3).
-    """
-    syntaxes: list[str] = []
-    multipart: bool | None = None
-    for media_range in (accept or "*/*").split(","):
-        media_type, parameters = parse_options_header(media_range.strip())
-        inner = parameters.get(b"type", b"application/dicom").lower()
-        is_multipart = media_type in (b"multipart/related", b"multipart/*", b"*/*")
-        is_single = media_type in (b"application/dicom", b"application/*")
-        if is_single or (is_multipart and inner in (b"application/dicom", b"application/*", b"*/*")):
-            multipart = is_multipart if multipart is None else multipart
-            syntaxes.append(parameters.get(b"transfer-syntax", ExplicitVRLittleEndian.encode()).decode("latin-1"))
-    if multipart is None:
-        raise NotAcceptable('instances are given as multipart/related; type="application/dicom" or as application/dicom')
-    return Wanted(multipart, syntaxes)
+    def part(self, location: str) -> Part:
+        """It as a part of a message."""
+        return Part(self.representation.content_type, location, self.size, self.blocks)
 
 
-def instance_blocks(objects: ObjectStore, instance: Instance, wanted: Wanted) -> tuple[str, Iterator[bytes]]:
-    """The transfer syntax that an instance is given in, and its Part 10 bytes. Raises NotAcceptable."""
+def representation(ranges: Sequence[MediaRange], instance: Instance) -> Representation:
+    """What an instance is given as: as it is held, native, or in a lossless syntax that is asked for. Raises NotAcceptable."""
     stored = instance.transfer_syntax_uid
+    syntaxes = [stored]
+    if stored != ExplicitVRBigEndian:
+        syntaxes += [str(ExplicitVRLittleEndian), *_WRITTEN]
+    offers = [Representation(DICOM, syntax, multipart) for multipart in (True, False) for syntax in dict.fromkeys(syntaxes)]
+    return require(ranges, offers, f"SOP instance {instance.sop_instance_uid}")
+
+
+def give(objects: ObjectStore, decoders: Decoders, instance: Instance, wanted: Representation) -> Given:
+    """An instance as that. Raises NotFound, NotAcceptable."""
     path = objects.path(instance.object_key)
-    if _ANY in wanted.transfer_syntaxes or stored in wanted.transfer_syntaxes:
-        return stored, _file_blocks(path)
-    if ExplicitVRLittleEndian not in wanted.transfer_syntaxes or stored == ExplicitVRBigEndian:
+    if wanted.transfer_syntax == instance.transfer_syntax_uid:
+        if not path.exists():
+            raise NotFound("the object has been deleted")
+        return Given(wanted, instance.size, _blocks(path), path)
+    written = objects.incoming / uuid4().hex
+    try:
+        decoders.write(path, wanted.transfer_syntax, written)
+    except UnreadablePixels as error:
         raise NotAcceptable(
-            f"SOP instance {instance.sop_instance_uid} is held in {uid_name(stored)}: ask for transfer-syntax=*"
-        )
-    return str(ExplicitVRLittleEndian), iter([_explicit_little_endian(path, instance)])
+            f"SOP instance {instance.sop_instance_uid} is held in {uid_name(instance.transfer_syntax_uid)}"
+            f" and cannot be given in another transfer syntax ({error}): ask for transfer-syntax=*"
+        ) from error
+    file = written.open("rb")
+    written.unlink()  # it goes when nobody reads it any longer
+    return Given(wanted, os.fstat(file.fileno()).st_size, _blocks_of(file))
 
 
-def multipart_blocks(parts: Iterator[tuple[str, Iterator[bytes]]], boundary: str) -> Iterator[bytes]:
-    """A multipart/related body of instances, each with its transfer syntax."""
-    for transfer_syntax, blocks in parts:
-        yield f"--{boundary}\r\nContent-Type: application/dicom; transfer-syntax={transfer_syntax}\r\n\r\n".encode()
-        yield from blocks
-        yield b"\r\n"
-    yield f"--{boundary}--\r\n".encode()
+def _blocks(path: Path) -> Iterator[bytes]:
+    yield from _blocks_of(path.open("rb"))
 
 
-def instance_metadata(objects: ObjectStore, instance: Instance) -> dict[str, Any]:
-    """The data set of an instance without its pixel data, as DICOM JSON."""
-    dataset = dcmread(objects.path(instance.object_key), stop_before_pixels=True)
-    document: dict[str, Any] = dataset.to_json_dict(suppress_invalid_tags=True)
-    return document
-
-
-def _file_blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _blocks_of(file: BinaryIO) -> Iterator[bytes]:
+    with file:
         while block := file.read(_BLOCK):
             yield block
-
-
-def _explicit_little_endian(path: Path, instance: Instance) -> bytes:
-    try:
-        return in_native(path, ExplicitVRLittleEndian)
-    except UnreadablePixels as error:
-        stored = uid_name(instance.transfer_syntax_uid)
-        what = f"SOP instance {instance.sop_instance_uid} is held in {stored} and cannot be given in another transfer syntax"
-        raise NotAcceptable(f"{what}: ask for transfer-syntax=*") from error

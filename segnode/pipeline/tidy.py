@@ -11,6 +11,7 @@ from segnode.dicom.header import read_header
 from segnode.errors import Refusal
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest
+from segnode.store.documents import Documents
 from segnode.store.index import Index
 from segnode.store.jobs import ENDED, Jobs
 from segnode.store.leases import Leases
@@ -27,6 +28,7 @@ class Tidier:
 
     objects: ObjectStore
     index: Index
+    documents: Documents
     jobs: Jobs
     leases: Leases
     labelmaps: Labelmaps
@@ -38,11 +40,15 @@ class Tidier:
         self.index.close_associations(self.leases.alive(self.clock()))
 
     def delete_unacknowledged(self, shelf: int) -> None:
-        """Delete files of a shelf that were never acknowledged: their process ended between the file and its row."""
+        """Delete files of a shelf that were never acknowledged: their process ended between the file and its row.
+
+        The documents of objects that are gone are deleted as well.
+        """
         living = self.leases.alive(self.clock())
         keys = self.index.rowless(self.objects.left_behind(shelf, living, self.clock() - ABANDONED_S))
         for key in keys:
             self.objects.delete(key)
+        self.documents.delete(self.index.rowless(self.documents.on_shelf(shelf)))
         if keys:
             _log.warning("files that were never acknowledged are deleted", files=len(keys))
 

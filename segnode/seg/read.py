@@ -62,7 +62,7 @@ def read_segmentation(data: Buffer) -> Segmentation:
     syntax, start = read_meta(data)
     encoding = encoding_of(syntax)
     if encoding.deflated:
-        data, start = _inflated(data[start:]), 0
+        data, start = inflate(data[start:]), 0
     found = {element.tag: element for element in elements(data, start, len(data), encoding)}
     header = _read_header(data, found, encoding)
     kind = _require_segmentation(header)
@@ -87,7 +87,8 @@ def _read_pixels(
     return read_frames(memoryview(data)[pixels.start : pixels.end], syntax, shape, count, vr)
 
 
-def _inflated(data: Buffer) -> bytearray:
+def inflate(data: Buffer) -> bytearray:
+    """A data set in the deflated transfer syntax, as it was before (PS3.5 A.5). Raises NotDicom."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
     try:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     and_,
     exists,
     func,
+    literal_column,
     select,
 )
 from sqlalchemy import Index as DatabaseIndex
@@ -247,6 +248,13 @@ class Index:
         if instance is not None:
             asked.append(_instance.c.SOPInstanceUID == instance)
         return self._instances(and_(*asked))
+
+    def held_after(self, number: int, limit: int) -> list[tuple[int, Instance]]:
+        """Objects that came after the one of that number, with their numbers, which grow; 0 is before the first."""
+        numbered: ColumnElement[int] = literal_column("instance.rowid", Integer).label("number")
+        query = _instance_rows().add_columns(numbered).where(numbered > number).order_by(numbered).limit(limit)
+        with self._reader.connect() as connection:
+            return [(row.number, _as_instance(row)) for row in connection.execute(query)]
 
     def images(self, series: str) -> list[Instance]:
         """The objects of a series that were received, by SOP instance UID."""

@@ -16,6 +16,7 @@ from segnode.pipeline.assemble import image_values
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import AnyRule
+from segnode.store.documents import Documents
 from segnode.store.jobs import Jobs
 from segnode.store.leases import Leases
 from segnode.store.measures import Measures
@@ -37,6 +38,7 @@ HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
 def create_app(
     receiver: Receiver,
     associations: Associations,
+    documents: Documents,
     jobs: Jobs,
     leases: Leases,
     measures: Measures,
@@ -46,7 +48,7 @@ def create_app(
     values = image_values(receiver.index, receiver.objects.path)
     handlers = {SegnodeError: _explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
     routes = [
-        Mount("/dicom-web", routes=DicomWeb(receiver, associations).routes()),
+        Mount("/dicom-web", routes=DicomWeb(receiver, associations, documents).routes()),
         Mount("/api", routes=Api(receiver.index, jobs, rules, values, receiver.clock).routes()),
         *Health(receiver, jobs, leases, measures).routes(),
     ]

@@ -105,7 +105,7 @@ def test_held_job_is_cancelled(tmp_path: Path, ct: Path) -> None:
     """Cancelled, it ends without a result; done again, it is held again; its file goes when nobody needs it."""
     node = node_of(tmp_path)
     job = node.run(images_in(ct))
-    tidier = Tidier(node.objects, node.index, node.jobs, None, node.labelmaps, None, lambda: 1.0)  # type: ignore[arg-type]
+    tidier = Tidier(node.objects, node.index, None, node.jobs, None, node.labelmaps, None, lambda: 1.0)  # type: ignore[arg-type]
     tidier.delete_no_longer_held()
     assert node.labelmaps.all_held() == [job.id]
     node.jobs.cancel(job.id, 2.0)

@@ -24,6 +24,7 @@ from segnode.pipeline.replay import Replayed, replay
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
 from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.store.index import Index
 from segnode.store.jobs import Job, Jobs
 from segnode.store.leases import Lease, Leases
@@ -281,7 +282,7 @@ def test_broken_rules_are_an_error_of_the_api(node: Node, tmp_path: Path, error:
     )
     engine = open_database(tmp_path / "index.sqlite")
     associations = Associations(node.index, Lease("a" * 12, "test"))
-    application = create_app(receiver, associations, node.jobs, Leases(engine), Measures(engine), rules)
+    application = create_app(receiver, associations, Documents(engine), node.jobs, Leases(engine), Measures(engine), rules)
     transport = httpx.ASGITransport(application, raise_app_exceptions=False)
 
     async def post() -> httpx.Response:

@@ -14,6 +14,7 @@ from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.sweep import content_digest, decision_of
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
 from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.store.index import Index, OpenAssociation
 from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import LEASE_S, Lease, Leases
@@ -35,6 +36,7 @@ class Node:
     folder: Path
     objects: ObjectStore
     index: Index
+    documents: Documents
     jobs: Jobs
     leases: Leases
     now: float
@@ -43,7 +45,14 @@ class Node:
         """Tidy everything up now."""
         retention = RetentionConfig(images_after_delivery=images, segmentations_after_delivery=segmentations)
         tidier = Tidier(
-            self.objects, self.index, self.jobs, self.leases, Labelmaps(self.folder / "work"), retention, lambda: self.now
+            self.objects,
+            self.index,
+            self.documents,
+            self.jobs,
+            self.leases,
+            Labelmaps(self.folder / "work"),
+            retention,
+            lambda: self.now,
         )
         tidier.close_associations()
         for shelf in range(SHELVES):
@@ -92,7 +101,8 @@ def node(tmp_path: Path) -> Node:
     """An empty node with a process that is alive."""
     index = open_database(tmp_path / "index.sqlite")
     jobs = Jobs(open_database(tmp_path / "pipeline.sqlite"))
-    node = Node(tmp_path, ObjectStore(tmp_path / "objects", MINE), Index(index), jobs, Leases(index), 1_000_000.0)
+    documents = Documents(open_database(tmp_path / "documents.sqlite"))
+    node = Node(tmp_path, ObjectStore(tmp_path / "objects", MINE), Index(index), documents, jobs, Leases(index), 1_000_000.0)
     node.leases.take(MINE, node.now)
     return node
 
@@ -108,6 +118,14 @@ def test_file_without_a_row_is_deleted_when_its_writer_is_gone(node: Node) -> No
     young = node.file()
     node.tidy()
     assert (node.has(stray), node.has(young), node.has(acknowledged)) == (False, True, True)
+
+
+def test_documents_go_with_their_objects(node: Node) -> None:
+    """The metadata of an object that is held stay; of one that is gone they do not."""
+    held, gone = node.receive("1.1"), "0" * 32
+    node.documents.add({held: b"{}", gone: b"{}"})
+    node.tidy()
+    assert node.documents.find([held, gone]) == {held: b"{}"}
 
 
 def test_lease_ends_when_the_process_begins_another(node: Node) -> None:

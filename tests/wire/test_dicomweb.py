@@ -7,13 +7,16 @@ import httpx
 import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
-from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
+from segnode.node import open_index
+from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.testing.phantom import Phantom
-from segnode.testing.servers import Server, segnode
+from segnode.testing.servers import Server, node_config, segnode, until
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +55,48 @@ def test_client_lists_and_fetches_a_study(client: DICOMwebClient, phantom: Phant
     assert all(retrieved[image.SOPInstanceUID] == image for image in sent)
 
 
-def test_metadata_is_the_data_set_without_pixels(client: DICOMwebClient, phantom: Phantom) -> None:
-    """Metadata of a series holds every attribute of each image but its pixel data."""
+def test_metadata_is_the_data_set_without_pixels(client: DICOMwebClient, phantom: Phantom, node: Server) -> None:
+    """Metadata of a series holds every attribute of each image; its pixel data is had by the URI that is given for it."""
     image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
     found = client.retrieve_series_metadata(image.StudyInstanceUID, image.SeriesInstanceUID)
     assert len(found) == 24
     (mine,) = (m for m in found if m["00080018"]["Value"] == [image.SOPInstanceUID])
+    bulk = mine.pop("7FE00010")
     assert mine == image.to_json_dict()
+    assert bulk["vr"] == "OW"
+    # The client's own Host header lacks the port, and so does every URL that it is told.
+    path = bulk["BulkDataURI"].partition("/dicom-web")[2]
+    (pixels,) = client.retrieve_bulkdata(node.dicomweb + path)
+    assert pixels == dcmread(phantom.folder / "0001.dcm").PixelData
+
+
+def test_metadata_that_a_client_has_are_not_sent_again(node: Server, phantom: Phantom) -> None:
+    """With the ETag of an answer the next is 304, whatever came first: the documents, or the question."""
+    image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
+    url = f"{node.dicomweb}/studies/{image.StudyInstanceUID}/metadata"
+    answer = httpx.get(url)
+    assert answer.status_code == 200
+    tag = answer.headers["etag"]
+    again = httpx.get(url, headers={"If-None-Match": f'"other", {tag}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.get(url, headers={"If-None-Match": '"other"'}).content == answer.content
+
+
+def test_metadata_as_xml(node: Server, phantom: Phantom) -> None:
+    """A client that asks for XML gets a part for each instance, with the URIs of bulk data."""
+    image = dcmread(phantom.folder / "0001.dcm", stop_before_pixels=True)
+    url = f"{node.dicomweb}/studies/{image.StudyInstanceUID}/metadata"
+    answer = httpx.get(url, headers={"Accept": 'multipart/related; type="application/dicom+xml"'}, timeout=60)
+    assert answer.status_code == 200
+    assert answer.text.count("<NativeDicomModel") == 24
+    assert f'<BulkData uri="{object_url(node, image)}/bulkdata/7FE00010"/>' in answer.text
+
+
+def test_metadata_are_made_before_anybody_asks(node: Server) -> None:
+    """The worker makes the documents of what has come, and keeps them."""
+    documents = Documents(open_database(node_config(node).data / "documents.sqlite"))
+    held = [instance for _, instance in open_index(node_config(node)).held_after(0, 1000)]
+    until(lambda: len(documents.find(instance.object_key for instance in held)) == len(held))
 
 
 def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sample_ct, node: Server) -> None:
@@ -74,6 +112,44 @@ def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sam
     np.testing.assert_array_equal(dcmread(BytesIO(native.content)).pixel_array, image.pixel_array)
 
 
+def test_a_range_of_an_object(node: Server, phantom: Phantom) -> None:
+    """An object by itself has a length, gives ranges, and says where there is none; its ETag stands for its content."""
+    part10 = (phantom.folder / "0002.dcm").read_bytes()
+    url = object_url(node, dcmread(phantom.folder / "0002.dcm", stop_before_pixels=True))
+    headers = {"Accept": "application/dicom; transfer-syntax=*"}
+    whole = httpx.get(url, headers=headers)
+    assert int(whole.headers["content-length"]) == len(whole.content)
+    assert whole.content[-1000:] == part10[-1000:]
+    part = httpx.get(url, headers={**headers, "Range": "bytes=1000-1999", "If-Range": whole.headers["etag"]})
+    assert (part.status_code, part.content) == (206, whole.content[1000:2000])
+    assert part.headers["content-range"] == f"bytes 1000-1999/{len(whole.content)}"
+    assert httpx.get(url, headers={**headers, "Range": "bytes=999999999-"}).status_code == 416
+
+
+def test_a_study_has_a_length(node: Server, phantom: Phantom) -> None:
+    """A message of objects as they are held is as long as it says."""
+    image = dcmread(phantom.folder / "0002.dcm", stop_before_pixels=True)
+    answer = httpx.get(f"{node.dicomweb}/studies/{image.StudyInstanceUID}")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_lossless_syntax_that_is_asked_for(node: Server, phantom: Phantom, syntax: str) -> None:
+    """The same pixels, the same object, in the transfer syntax that the client wants."""
+    image = dcmread(phantom.folder / "0003.dcm")
+    answer = httpx.get(object_url(node, image), headers={"Accept": f"application/dicom; transfer-syntax={syntax}"}, timeout=60)
+    assert answer.status_code == 200
+    given = dcmread(BytesIO(answer.content))
+    assert (given.file_meta.TransferSyntaxUID, given.SOPInstanceUID) == (syntax, image.SOPInstanceUID)
+    np.testing.assert_array_equal(given.pixel_array, image.pixel_array)
+
+
+def object_url(node: Server, image: Dataset) -> str:
+    """Where an image is had."""
+    uids = image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID
+    return "{}/studies/{}/series/{}/instances/{}".format(node.dicomweb, *uids)
+
+
 @pytest.mark.parametrize(
     ("path", "accept", "status"),
     [
@@ -83,6 +159,7 @@ def test_stored_syntax_on_request_and_native_without(client: DICOMwebClient, sam
         ("/studies/..%2f..%2fetc/metadata", "*/*", 404),
         ("/studies/{study}", "text/html", 406),
         ("/studies/{study}", "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.50", 406),
+        ("/studies/{study}/metadata", "text/html", 406),
         ("/studies?limit=x", "*/*", 400),
         ("/studies?PatientID=nobody", "*/*", 204),
         ("/nothing", "*/*", 404),

@@ -145,7 +145,14 @@ def half_written(node: Server, role: str) -> list[Path]:
 def tidy(store: Store, now: float) -> None:
     """Delete what was never acknowledged, as the worker would at that time."""
     tidier = Tidier(
-        store.objects, store.index, store.jobs, store.leases, Labelmaps(Path("none")), RetentionConfig(), lambda: now
+        store.objects,
+        store.index,
+        store.documents,
+        store.jobs,
+        store.leases,
+        Labelmaps(Path("none")),
+        RetentionConfig(),
+        lambda: now,
     )
     for shelf in range(SHELVES):
         tidier.delete_unacknowledged(shelf)

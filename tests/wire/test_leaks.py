@@ -23,7 +23,7 @@ WARM_UP, SERIES, CYCLES = 60, 500, 50
 # What one series more would cost if it stayed: 500 of them would be far above.
 MOST_GROWTH_KIB = 32 << 10
 # As many as threads may need at the same time: pools keep them, and SQLite closes none while another holds a lock.
-MOST_CONNECTIONS = {"index.sqlite": 15, "pipeline.sqlite": 15, "workflows.sqlite": 20}
+MOST_CONNECTIONS = {"index.sqlite": 15, "documents.sqlite": 15, "pipeline.sqlite": 15, "workflows.sqlite": 20}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""What a client accepts (PS3.18 8.7.3): media ranges with their parameters, and the best of what can be had."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydicom.uid import ExplicitVRLittleEndian
+from python_multipart.multipart import parse_options_header
+
+from segnode.errors import NotAcceptable
+
+ANY_SYNTAX: Final = "*"
+_ENTRY: Final = re.compile(r'(?:[^,"]|"[^"]*")+')
+_MULTIPART: Final = ("multipart/related", "multipart/*")
+# What these were called before they were registered, or by some clients.
+_OTHER_NAMES: Final = {"image/x-jls": "image/jls", "image/x-dicom-rle": "image/dicom-rle", "image/jph": "image/jphc"}
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What something can be given as: a media type, alone or in multipart/related, in a transfer syntax if it has one.
+
+    What is stored may go under another media type as well, for a client that asks for any transfer syntax of that.
+    """
+
+    media_type: str
+    transfer_syntax: str = ""
+    multipart: bool = True
+    also: str = ""
+
+    @property
+    def content_type(self) -> str:
+        """The media type with its transfer syntax, as a part or an answer of one part has it."""
+        return f"{self.media_type}; transfer-syntax={self.transfer_syntax}" if self.transfer_syntax else self.media_type
+
+
+@dataclass(frozen=True)
+class MediaRange:
+    """One entry of an Accept header; `multipart` is None where either will do."""
+
+    media_type: str
+    multipart: bool | None
+    transfer_syntax: str
+    quality: float
+
+    def covers(self, offer: Representation) -> bool:
+        """Whether it asks for this, or for something that this is a kind of."""
+        if self.multipart not in (None, offer.multipart):
+            return False
+        if self.transfer_syntax and self.transfer_syntax not in (ANY_SYNTAX, offer.transfer_syntax):
+            return False
+        if self._names(offer.media_type):
+            return bool(self.transfer_syntax) or _is_default(offer, self.media_type)
+        return bool(self.transfer_syntax) and bool(offer.also) and self._names(offer.also)
+
+    def _names(self, media_type: str) -> bool:
+        kind = media_type.partition("/")[0]
+        return self.media_type in ("*/*", f"{kind}/*", media_type)
+
+    @property
+    def precision(self) -> int:
+        """How much it says: the most precise range that covers something decides about it (RFC 9110 12.5.1)."""
+        wild = self.media_type.count("*")
+        return 4 * (2 - wild) + 2 * (self.multipart is not None) + (self.transfer_syntax not in ("", ANY_SYNTAX))
+
+
+def _is_default(offer: Representation, asked: str) -> bool:
+    """Without a transfer syntax it is explicit little endian; of images the one that is stored."""
+    return offer.transfer_syntax in ("", ExplicitVRLittleEndian) or asked.startswith("image/")
+
+
+def parse_accept(header: str, parameter: str = "") -> list[MediaRange]:
+    """The entries of an Accept header, or of the query parameter `accept`, which outranks it; all is taken without either."""
+    # In a query + is a space.
+    text = parameter.replace(" json", "+json").replace(" xml", "+xml") or header or "*/*"
+    return [_media_range(entry.strip()) for entry in _ENTRY.findall(text) if entry.strip()]
+
+
+def choose(ranges: Sequence[MediaRange], offers: Sequence[Representation]) -> Representation | None:
+    """The offer of the greatest quality; of equal ones that which was asked for first, then that which is offered first."""
+    best: tuple[float, int, int] | None = None
+    chosen = None
+    for place, offer in enumerate(offers):
+        covering = [(media_range.precision, -number) for number, media_range in enumerate(ranges) if media_range.covers(offer)]
+        if covering:
+            number = -max(covering)[1]
+            rank = (ranges[number].quality, -number, -place)
+            if rank[0] > 0 and (best is None or rank > best):
+                best, chosen = rank, offer
+    return chosen
+
+
+def require(ranges: Sequence[MediaRange], offers: Sequence[Representation], what: str) -> Representation:
+    """What `choose` chooses. Raises NotAcceptable, which says what can be had."""
+    chosen = choose(ranges, offers)
+    if chosen is None:
+        forms = (f'multipart/related; type="{o.media_type}"' if o.multipart else o.media_type for o in offers)
+        syntaxes = (f"; transfer-syntax={o.transfer_syntax}" if o.transfer_syntax else "" for o in offers)
+        had = dict.fromkeys(form + syntax for form, syntax in zip(forms, syntaxes, strict=True))
+        raise NotAcceptable(f"{what} can be had as {', '.join(had)}")
+    return chosen
+
+
+def _media_range(entry: str) -> MediaRange:
+    name, parameters = parse_options_header(entry)
+    media_type = name.decode("latin-1").lower()
+    multipart: bool | None = False
+    if media_type == "*/*":
+        multipart = None
+    if media_type in _MULTIPART or (multipart is None and b"type" in parameters):
+        inner, more = parse_options_header(parameters.get(b"type", b"*/*"))
+        media_type, multipart = inner.decode("latin-1").lower(), True
+        parameters = {**more, **parameters}  # some put the transfer syntax into the type's quotes
+    syntax = parameters.get(b"transfer-syntax", b"").decode("latin-1").strip()
+    return MediaRange(_OTHER_NAMES.get(media_type, media_type), multipart, syntax, _quality(parameters.get(b"q", b"1")))
+
+
+def _quality(text: bytes) -> float:
+    """From 0 to 1; what is no such number asks as if nothing were said."""
+    try:
+        return min(max(float(text), 0.0), 1.0)
+    except ValueError:
+        return 1.0
