@@ -363,3 +363,13 @@ def test_what_was_taken_is_in_the_row(jobs: Jobs) -> None:
     delivery = jobs.delivery("j", "a")
     assert (delivery.sent_sop_instance_uid, delivery.segment_numbers) == ("1.10", {2: 1, 7: 2})
     assert (delivery.sop_instance_uid, delivery.unanswered) == ("1.9", "")
+
+
+def test_index_of_an_earlier_version_is_opened(tmp_path: Path) -> None:
+    """Files that were doomed before it was known when are still deleted."""
+    Index(open_database(tmp_path / "index.sqlite"))
+    with closing(sqlite3.connect(tmp_path / "index.sqlite")) as connection, connection:
+        connection.execute("DROP TABLE doomed")
+        connection.execute("CREATE TABLE doomed (object_key VARCHAR NOT NULL PRIMARY KEY)")
+        connection.execute("INSERT INTO doomed VALUES ('key')")
+    assert Index(open_database(tmp_path / "index.sqlite")).doomed(0.0) == ["key"]
