@@ -11,6 +11,7 @@ from segnode.dicomweb.routes import DicomWeb
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.store.index import Index
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
@@ -23,7 +24,8 @@ def test_sender_that_falls_silent_is_not_waited_for(tmp_path: Path) -> None:
     """408; what came whole stays, the half is gone, and its series is no longer being sent."""
     objects, index = ObjectStore(tmp_path, Lease("a" * 12, "web-1")), Index(open_database(tmp_path / "index.sqlite"))
     receiver = Receiver(objects, index, Meter("web"), "SEGNODE", 0, lambda: 1.0)
-    web = DicomWeb(receiver, Associations(index, Lease("a" * 12, "web-1")), patience_s=0.05)
+    documents = Documents(open_database(tmp_path / "documents.sqlite"))
+    web = DicomWeb(receiver, Associations(index, Lease("a" * 12, "web-1")), documents, patience_s=0.05)
     data = encode_part10(small("1.2.90.1", EncapsulatedDocument=bytes(1 << 18)), ExplicitVRLittleEndian)
     came = [b"--b\r\n\r\n" + data + b"\r\n--b\r\n\r\n" + data[:200]]
     answers: list[dict[str, Any]] = []
