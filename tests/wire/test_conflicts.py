@@ -50,7 +50,9 @@ def expire(node: Server, now: float) -> None:
     """Delete what is to be deleted by then, as the worker would."""
     opened = open_store(node_config(node), new_lease("test"))
     labelmaps = Labelmaps(Path("none"))
-    Tidier(opened.objects, opened.index, opened.jobs, opened.leases, labelmaps, RetentionConfig(), lambda: now).expire()
+    Tidier(
+        opened.objects, opened.index, opened.documents, opened.jobs, opened.leases, labelmaps, RetentionConfig(), lambda: now
+    ).expire()
 
 
 @pytest.mark.parametrize(
