@@ -23,6 +23,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from segnode.dicom.dataset_json import dataset_json, little_endian
 from segnode.dicom.elements import PIXEL_DATA, Buffer, elements, read_meta
 from segnode.dicom.frame_places import PIXELS, FramePlaces, places_in_data_set
+from segnode.dicom.jpeg_lossless import use_jpeg_lossless
+from segnode.dicom.native import in_native
 from segnode.dicom.transfer_syntaxes import encoding_of
 from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.dicom.values import value_at, vr_of
@@ -40,6 +42,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     waiting: SimpleQueue[bytes] = SimpleQueue()
+    use_jpeg_lossless()
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     last = _LastFile()
     while True:
@@ -144,12 +147,12 @@ def _write(path: Path, transfer_syntax: str, file: Path) -> None:
         codec = next(codec for codec in CODECS.values() if codec.transfer_syntax_uid == transfer_syntax)
         file.write_bytes(recode(map_file(path), codec))
         return
-    dataset = dcmread(path)
-    if dataset.file_meta.TransferSyntaxUID.is_compressed and "PixelData" in dataset:
-        dataset.decompress(as_rgb=False, generate_instance_uid=False)
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if transfer_syntax != ExplicitVRLittleEndian:
-        dataset.compress(UID(transfer_syntax), generate_instance_uid=False)
+    native_object = in_native(path, ExplicitVRLittleEndian)
+    if transfer_syntax == ExplicitVRLittleEndian:
+        file.write_bytes(native_object)
+        return
+    dataset = dcmread(BytesIO(native_object))
+    dataset.compress(UID(transfer_syntax), generate_instance_uid=False)
     dataset.save_as(file, implicit_vr=False, little_endian=True)
 
 

@@ -2,7 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ from pydicom.uid import (
 
 from segnode.seg.codecs import jpeg_ls
 from segnode.testing.part10 import encode_part10
+from segnode.testing.phantom import Phantom
 from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, segnode
 
@@ -131,6 +134,21 @@ def test_frames_that_are_not_there(node: Server, uid: str, frames: str, status: 
     response = httpx.get(url(node, uid, frames), headers={"Accept": OCTETS}, timeout=60)
     assert response.status_code == status
     assert status == 200 or response.text.strip()
+
+
+def test_jpeg_lossless_is_decoded(node: Server, phantom: Phantom, dcmtk: Callable[[str], str], tmp_path: Path) -> None:
+    """A signed image in JPEG Lossless, as scanners send it: its frame, and the whole object natively, have its pixels."""
+    sent = dcmread(phantom.folder / "0005.dcm")
+    command = [dcmtk("dcmcjpeg"), "+e1", "+un", phantom.folder / "0005.dcm", tmp_path / "jpeg.dcm"]
+    subprocess.run(command, check=True, capture_output=True)
+    header = {"Content-Type": "application/dicom"}
+    put = httpx.post(f"{node.dicomweb}/studies", content=(tmp_path / "jpeg.dcm").read_bytes(), headers=header, timeout=60)
+    assert put.status_code == 200
+    where = f"{node.dicomweb}/studies/{sent.StudyInstanceUID}/series/{sent.SeriesInstanceUID}/instances/{sent.SOPInstanceUID}"
+    frame = httpx.get(f"{where}/frames/1", headers={"Accept": "application/octet-stream"}, timeout=60)
+    assert (frame.status_code, frame.content) == (200, sent.PixelData)
+    whole = httpx.get(where, headers={"Accept": "application/dicom"}, timeout=60)
+    np.testing.assert_array_equal(dcmread(BytesIO(whole.content)).pixel_array, sent.pixel_array)
 
 
 @pytest.mark.parametrize(("uid", "count"), [("1.1", 1), ("1.2", 1), ("1.3", 4)])
