@@ -292,7 +292,7 @@ class _Worker:
         workflows = Workflows(wiring.stages, database, executor_id, partial(os.eventfd_write, woken, 1))
         _start_heart(self._store, self._receiver.meter, self._lease, lambda: 0)
         threading.Thread(target=self._tidy, args=(workflows,), name="tidying", daemon=True).start()
-        threading.Thread(target=self._make_documents, name="documents", daemon=True).start()
+        threading.Thread(target=self._make_documents, args=(workflows,), name="documents", daemon=True).start()
         ready()
         due_in = _SWEEP_S
         while not stop.wait(min(due_in, _SWEEP_S), woken):
@@ -442,8 +442,8 @@ class _Worker:
             turn += 1
             time.sleep(_TIDY_S)
 
-    def _make_documents(self) -> None:
-        """Make the metadata of what has come, for ever, in a process that gives way to others."""
+    def _make_documents(self, workflows: "Workflows") -> None:
+        """Make the metadata of what has come, for ever, in a process that gives way to others; a result is not kept waiting."""
         from segnode.dicomweb.decoding import Decoders
         from segnode.dicomweb.metadata import Metadata
 
@@ -452,7 +452,7 @@ class _Worker:
         while True:
             more = False
             with _going_on("metadata are not kept"):
-                more = metadata.make_more()
+                more = not workflows.is_working and metadata.make_more()
             if not more:
                 time.sleep(_DOCUMENTS_S)
 

@@ -221,6 +221,11 @@ class Workflows:
             self._working.discard(workflow_id)
             self._ended()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether a workflow is at work in this process."""
+        return bool(self._working)
+
     def purge(self, ended_before: float) -> None:
         """Delete the engine's records of workflows that ended before then; what is owed is in our rows."""
         before = datetime.fromtimestamp(ended_before, UTC).isoformat()
