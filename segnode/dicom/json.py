@@ -13,12 +13,6 @@ _PERSON_NAME_PARTS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 Json = dict[str, Any]
 
 
-def attribute_json(keyword: str, text: str) -> Json:
-    """One attribute: `{"ggggeeee": {"vr": …, "Value": […]}}`; several values are joined by a backslash in `text`."""
-    tag, vr = _tag_and_vr(keyword)
-    return {tag: _element(vr, text)}
-
-
 def attributes_json(attributes: Mapping[str, str]) -> Json:
     """Several attributes, in the order of their tags."""
     return attributes_as_json(attributes)(attributes)

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
@@ -37,17 +37,7 @@ def in_native(path: Path, transfer_syntax_uid: str) -> bytes:
     use_jpeg_lossless()
     try:
         dataset = dcmread(path)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if syntax == ExplicitVRBigEndian:
-            _refuse_big_endian()
-        if syntax.is_compressed and "PixelData" in dataset:
-            # In the colour space that it is in: another would round every pixel.
-            dataset.decompress(as_rgb=False, generate_instance_uid=False)
-            if dataset.PhotometricInterpretation == "YBR_FULL_422":  # what comes out of the decoder has all its chrominance
-                dataset.PhotometricInterpretation = "YBR_FULL"
-            for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
-                if keyword in dataset:
-                    del dataset[keyword]
+        _decode(dataset)
         file = BytesIO()
         dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
         dataset.save_as(file, implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian, little_endian=True)
@@ -56,5 +46,17 @@ def in_native(path: Path, transfer_syntax_uid: str) -> bytes:
     return file.getvalue()
 
 
-def _refuse_big_endian() -> None:
-    raise NotImplementedError("big endian: the bytes of values that are no numbers cannot be put in order")
+def _decode(dataset: Dataset) -> None:
+    """Decode the pixels of a data set in its place. Raises ValueError for big endian, and whatever pydicom does."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == ExplicitVRBigEndian:
+        raise ValueError("the bytes of big endian values that are no numbers cannot be put in order")
+    if not syntax.is_compressed or "PixelData" not in dataset:
+        return
+    # In the colour space that it is in: another would round every pixel.
+    dataset.decompress(as_rgb=False, generate_instance_uid=False)
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":  # what comes out of the decoder has all its chrominance
+        dataset.PhotometricInterpretation = "YBR_FULL"
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
+        if keyword in dataset:
+            del dataset[keyword]

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
 
 from segnode.dicom.json import Json
@@ -17,12 +16,11 @@ _NAME_GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def native_xml(dataset: Json | Dataset) -> bytes:
-    """A data set, or its DICOM JSON, as a Native DICOM Model document in UTF-8.
+def native_xml(document: Json) -> bytes:
+    """DICOM JSON as a Native DICOM Model document in UTF-8.
 
     The tag of a private attribute has no block, which its creator tells. What XML cannot hold becomes U+FFFD.
     """
-    document = dataset.to_json_dict(suppress_invalid_tags=True) if isinstance(dataset, Dataset) else dataset
     root = Element("NativeDicomModel", {"xmlns": _NAMESPACE, "xml:space": "preserve"})
     _add_attributes(root, document)
     xml: bytes = tostring(root, encoding="UTF-8", xml_declaration=True)

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian
-from python_multipart.multipart import parse_options_header
 
+from segnode.dicomweb.media_types import JSON, parse_media_type
 from segnode.errors import NotAcceptable
 
 ANY_SYNTAX: Final = "*"
 _ENTRY: Final = re.compile(r'(?:[^,"]|"[^"]*")+')
 _MULTIPART: Final = ("multipart/related", "multipart/*")
 # What these were called before they were registered, or by some clients.
-_OTHER_NAMES: Final = {"image/x-jls": "image/jls", "image/x-dicom-rle": "image/dicom-rle", "image/jph": "image/jphc"}
+_OTHER_NAMES: Final = {
+    "image/x-jls": "image/jls",
+    "image/x-dicom-rle": "image/dicom-rle",
+    "image/jph": "image/jphc",
+    "application/json": JSON,
+}
 
 
 @dataclass(frozen=True)
@@ -103,20 +108,20 @@ def require(ranges: Sequence[MediaRange], offers: Sequence[Representation], what
 
 
 def _media_range(entry: str) -> MediaRange:
-    name, parameters = parse_options_header(entry)
-    media_type = name.decode("latin-1").lower()
+    media = parse_media_type(entry)
+    name, parameters = media.name, media.parameters
     multipart: bool | None = False
-    if media_type == "*/*":
+    if name == "*/*":
         multipart = None
-    if media_type in _MULTIPART or (multipart is None and b"type" in parameters):
-        inner, more = parse_options_header(parameters.get(b"type", b"*/*"))
-        media_type, multipart = inner.decode("latin-1").lower(), True
-        parameters = {**more, **parameters}  # some put the transfer syntax into the type's quotes
-    syntax = parameters.get(b"transfer-syntax", b"").decode("latin-1").strip()
-    return MediaRange(_OTHER_NAMES.get(media_type, media_type), multipart, syntax, _quality(parameters.get(b"q", b"1")))
+    if name in _MULTIPART or (multipart is None and "type" in parameters):
+        inner = parse_media_type(parameters.get("type", "*/*"))
+        name, multipart = inner.name, True
+        parameters = {**inner.parameters, **parameters}  # some put the transfer syntax into the type's quotes
+    syntax = parameters.get("transfer-syntax", "").strip()
+    return MediaRange(_OTHER_NAMES.get(name, name), multipart, syntax, _quality(parameters.get("q", "1")))
 
 
-def _quality(text: bytes) -> float:
+def _quality(text: str) -> float:
     """From 0 to 1; what is no such number asks as if nothing were said."""
     try:
         return min(max(float(text), 0.0), 1.0)

@@ -13,11 +13,11 @@ from segnode.dicom.frame_places import FramePlaces, frame_places
 from segnode.dicom.uids import uid_name
 from segnode.dicomweb.accept import Representation
 from segnode.dicomweb.decoding import Decoders
+from segnode.dicomweb.media_types import OCTETS
 from segnode.errors import BadRequest, NotAcceptable, NotDicom, NotFound, UnreadablePixels
 from segnode.seg.read import map_file
 from segnode.store.index import Instance
 
-OCTETS: Final = "application/octet-stream"
 # PS3.18 table 8.7.3-5.
 _MEDIA_TYPE_OF: Final = {
     "1.2.840.10008.1.2.4.50": "image/jpeg",

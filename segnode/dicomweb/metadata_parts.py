@@ -22,12 +22,10 @@ from pydicom.valuerep import format_number_as_ds
 from segnode.dicom.elements import LONG_VRS, PIXEL_DATA
 from segnode.dicom.json import Json
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid
-from segnode.dicomweb.multipart import MediaType, parse_media_type
+from segnode.dicomweb.media_types import JSON, OCTETS, MediaType, parse_media_type
 from segnode.errors import BadRequest, NotDicom, Refusal, TooLarge
 from segnode.store.objects import ObjectStore, Spool
 
-JSON: Final = "application/dicom+json"
-_BYTES: Final = "application/octet-stream"
 _LONGEST_METADATA: Final = 64 << 20
 # A value inside a sequence is put together in memory.
 _LONGEST_NESTED: Final = 16 << 20
@@ -70,7 +68,7 @@ class _Part:
     def transfer_syntax_uid(self) -> str:
         """That of the pixels in it, by its media type (PS3.18 8.7.3.3). Raises NotDicom."""
         said = self.media.parameters.get("transfer-syntax", "")
-        known = _COMPRESSED.get(self.media.name) or ((str(ExplicitVRLittleEndian),) if self.media.name == _BYTES else ())
+        known = _COMPRESSED.get(self.media.name) or ((str(ExplicitVRLittleEndian),) if self.media.name == OCTETS else ())
         if not known or (said and said not in known):
             raise NotDicom("bulk data has a media type, or a transfer syntax, that is not known for it (PS3.18 8.7.3)")
         return said or known[0]
@@ -94,7 +92,7 @@ class MetadataParts:
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """A part begins; without a media type the first is metadata, and another bulk data."""
-        self._media = parse_media_type(headers.get("content-type") or (_BYTES if self._metadata else JSON))
+        self._media = parse_media_type(headers.get("content-type") or (OCTETS if self._metadata else JSON))
         self._location = headers.get("content-location", "")
         self._begun = self._place
 
@@ -189,8 +187,8 @@ class _Composition:
 
     def _only(self, uri: Any) -> _Part:
         parts = self._named(uri)
-        if len(parts) > 1 or parts[0].media.name != _BYTES:
-            raise NotDicom(f"bulk data that is no compressed PixelData is one part of {_BYTES}")
+        if len(parts) > 1 or parts[0].media.name != OCTETS:
+            raise NotDicom(f"bulk data that is no compressed PixelData is one part of {OCTETS}")
         return parts[0]
 
     def _require_frames(self, attributes: Mapping[int, Json], parts: Sequence[_Part]) -> None:

@@ -1,11 +1,11 @@
-"""multipart/related (RFC 2387, RFC 2046 5.1): a message taken apart as it comes, within limits."""
+"""multipart/related (RFC 2387, RFC 2046 5.1): messages taken apart as they come, within limits, and put together."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser
 
 from segnode.errors import BadRequest, TooLarge
 
@@ -17,21 +17,7 @@ _LONGEST_HEADERS: Final = 16 << 10
 _LONGEST_PREAMBLE: Final = 16 << 10
 _MOST_PARTS: Final = 100_000
 _NO_LIMIT: Final = 1 << 40
-
-
-@dataclass(frozen=True)
-class MediaType:
-    """A media type in lower case, and its parameters by name in lower case; empty where a header names none."""
-
-    name: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
-
-
-def parse_media_type(header: str) -> MediaType:
-    """What a Content-Type header says, quoted or not; a parameter that is not understood is left out."""
-    name, parameters = parse_options_header(header.encode("latin-1", "replace"))  # a query may hold any character
-    found = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in parameters.items() if key}
-    return MediaType(name.decode("latin-1").strip().lower(), found)
+_END: Final = b"\r\n"
 
 
 class Parts(Protocol):
@@ -171,3 +157,38 @@ class Multipart:
 
     def _end_message(self) -> None:
         self._has_ended = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: its media type with its parameters, where it can be had by itself, and its bytes, which are of that length."""
+
+    content_type: str
+    location: str
+    size: int
+    blocks: Iterable[bytes]
+
+    def head(self, boundary: str) -> bytes:
+        """What stands before its bytes."""
+        return (
+            f"--{boundary}\r\nContent-Type: {self.content_type}\r\nContent-Location: {self.location}\r\n"
+            f"Content-Length: {self.size}\r\n\r\n"
+        ).encode()
+
+
+def message(parts: Iterable[Part], boundary: str) -> Iterator[bytes]:
+    """The body of these parts."""
+    for part in parts:
+        yield part.head(boundary)
+        yield from part.blocks
+        yield _END
+    yield _last(boundary)
+
+
+def message_size(parts: Iterable[Part], boundary: str) -> int:
+    """How many bytes that body has."""
+    return sum(len(part.head(boundary)) + part.size + len(_END) for part in parts) + len(_last(boundary))
+
+
+def _last(boundary: str) -> bytes:
+    return f"--{boundary}--\r\n".encode()

@@ -20,16 +20,17 @@ from segnode.dicomweb import wado
 from segnode.dicomweb.accept import MediaRange, Representation, parse_accept, require
 from segnode.dicomweb.bulk_data import PIXEL_DATA_PLACE, is_compressed, value_blocks
 from segnode.dicomweb.decoding import Decoders
-from segnode.dicomweb.frames import OCTETS, Frames, frames_of
-from segnode.dicomweb.message import Part, message, message_size
+from segnode.dicomweb.frames import Frames, frames_of
+from segnode.dicomweb.media_types import DICOM, JSON, OCTETS, XML
 from segnode.dicomweb.metadata import Metadata, entity_tag, location, matches
+from segnode.dicomweb.multipart import Part, message, message_size
 from segnode.errors import NotFound
 from segnode.pipeline.receive import Receiver
 from segnode.store.documents import Documents
 from segnode.store.index import Instance
 
-_JSON: Final = Representation("application/dicom+json", multipart=False)
-_XML: Final = Representation("application/dicom+xml")
+_JSON: Final = Representation(JSON, multipart=False)
+_XML: Final = Representation(XML)
 # Retrievals wait for each other here, so that those that decode keep no other request from its thread.
 _MOST_AT_ONCE: Final = 32
 # What is got ready before an answer begins: until then whatever goes wrong has a status and a text.
@@ -70,11 +71,11 @@ class Retrieval:
             return self._whole(instances[0], give(instances[0], wanted[0]))
         parts = (give(instance, form).part(location(instance, root)) for instance, form in zip(instances, wanted, strict=True))
         if any(form.transfer_syntax != i.transfer_syntax_uid for i, form in zip(instances, wanted, strict=True)):
-            return self._multipart(wado.DICOM, parts)
+            return self._multipart(DICOM, parts)
         boundary, held = uuid4().hex, list(parts)
         return StreamingResponse(
             self._in_threads(message(held, boundary)),
-            media_type=f'multipart/related; type="{wado.DICOM}"; boundary={boundary}',
+            media_type=f'multipart/related; type="{DICOM}"; boundary={boundary}',
             headers={"Content-Length": str(message_size(held, boundary))},
         )
 

@@ -17,15 +17,17 @@ from structlog.contextvars import bound_contextvars
 from segnode.dicom.query import Level
 from segnode.dicom.xml import native_xml
 from segnode.dicomweb import qido
+from segnode.dicomweb.accept import Representation, require
 from segnode.dicomweb.capabilities import other_methods
-from segnode.dicomweb.retrieve import Retrieval, root_of
-from segnode.dicomweb.stow import XML, StoreRequest, answer_media_type, require_size
+from segnode.dicomweb.media_types import JSON, XML
+from segnode.dicomweb.retrieve import Retrieval, accepted, root_of
+from segnode.dicomweb.stow import StoreRequest, require_size
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.documents import Documents
 from segnode.store.index import Sender
 
-_JSON: Final = "application/dicom+json"
+_ANSWERS: Final = (Representation(JSON, multipart=False), Representation(XML, multipart=False))
 _BLOCK: Final = 1 << 17
 
 
@@ -58,7 +60,7 @@ class DicomWeb:
         return [*served, *other_methods(served)]
 
     async def _store(self, request: Request) -> Response:
-        answer = answer_media_type(request.query_params.get("accept") or request.headers.get("accept", ""))
+        answer = require(accepted(request), _ANSWERS, "the response").media_type
         announced = request.headers.get("content-length", "")
         require_size(int(announced) if announced.isdecimal() else 0)
         sender = Sender(host=request.client.host if request.client else "")
@@ -84,7 +86,7 @@ class DicomWeb:
             root = root_of(request)
             found, remaining = qido.search(self.receiver.index, self.receiver.objects, wanted, root)
             body = b"[" + b",".join(found) + b"]"
-            response = Response(body, media_type=_JSON) if found else Response(status_code=204)
+            response = Response(body, media_type=JSON) if found else Response(status_code=204)
             for warning in qido.warnings(wanted, remaining, root):
                 response.headers.append("Warning", warning)
             return response
@@ -112,4 +114,4 @@ async def _next(pieces: AsyncGenerator[bytes, None], patience_s: float) -> bytes
 
 
 def _json(document: Any, status: int = 200) -> Response:
-    return Response(json.dumps(document, ensure_ascii=False, separators=(",", ":")), status, media_type=_JSON)
+    return Response(json.dumps(document, ensure_ascii=False, separators=(",", ":")), status, media_type=JSON)

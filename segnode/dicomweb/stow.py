@@ -9,9 +9,10 @@ import structlog
 
 from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
-from segnode.dicomweb.metadata_parts import JSON, MetadataParts
-from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts, parse_media_type
-from segnode.errors import BadRequest, NotAcceptable, NotDicom, Refusal, TooLarge, UnsupportedMedia
+from segnode.dicomweb.media_types import DICOM, JSON, parse_media_type
+from segnode.dicomweb.metadata_parts import MetadataParts
+from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts
+from segnode.errors import BadRequest, NotDicom, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Receiver
 from segnode.store.index import Instance, Sender
@@ -19,12 +20,9 @@ from segnode.store.objects import Spool
 
 _log = structlog.get_logger()
 
-DICOM: Final = "application/dicom"
-XML: Final = "application/dicom+xml"
 _LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
 _TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}", or {DICOM}'
-_ANSWERS: Final = {JSON: JSON, "application/json": JSON, "application/*": JSON, "*/*": JSON, XML: XML}
 
 
 @dataclass(frozen=True)
@@ -77,29 +75,6 @@ def _failed(refusal: Refusal) -> Json:
     attributes["FailureReason"] = str(STATUS_OF[type(refusal)])
     attributes["ErrorComment"] = str(refusal)[:_LONGEST_REASON]
     return attributes_json(attributes)
-
-
-def answer_media_type(accept: str) -> str:
-    """The media type of the response, by an Accept header: DICOM JSON, or XML where that is preferred.
-
-    Raises NotAcceptable when the client takes neither.
-    """
-    best, found = 0.0, ""
-    for media_range in (accept or "*/*").split(","):
-        media = parse_media_type(media_range.strip())
-        quality = _quality(media.parameters.get("q", "1"))
-        if media.name in _ANSWERS and quality > best:
-            best, found = quality, _ANSWERS[media.name]
-    if not found:
-        raise NotAcceptable(f"the response is given as {JSON} or {XML}")
-    return found
-
-
-def _quality(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
 
 
 class _Reception:

@@ -12,13 +12,13 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from segnode.dicom.uids import uid_name
 from segnode.dicomweb.accept import MediaRange, Representation, require
 from segnode.dicomweb.decoding import Decoders
-from segnode.dicomweb.message import Part
+from segnode.dicomweb.media_types import DICOM
+from segnode.dicomweb.multipart import Part
 from segnode.errors import NotAcceptable, NotFound, UnreadablePixels
 from segnode.seg.codecs import CODECS
 from segnode.store.index import Instance
 from segnode.store.objects import ObjectStore
 
-DICOM: Final = "application/dicom"
 # What is asked for is written, but for native: that is what there is without being asked for.
 _WRITTEN: Final = tuple(str(CODECS[name].transfer_syntax_uid) for name in ("rle", "jpeg-ls", "jpeg-2000"))
 _BLOCK: Final = 1 << 20

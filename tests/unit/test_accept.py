@@ -78,3 +78,8 @@ def test_query_parameter_outranks_the_header() -> None:
     """`accept` in the URL decides, also where its + came as a space."""
     json = Representation("application/dicom+json", multipart=False)
     assert choose(parse_accept("text/html", "application/dicom json"), [json]) == json
+
+
+def test_what_no_header_can_hold_asks_for_nothing() -> None:
+    """A query may have any character: it is not acceptable, and no error of ours."""
+    assert choose(parse_accept("", "Ā/Ā; q=Ā"), DICOM) is None

@@ -113,6 +113,11 @@ def test_what_is_acceptable(node: Server, accept: str, uid: str, status: int, ki
     assert kind in response.text
 
 
+def test_a_query_may_hold_any_character(node: Server) -> None:
+    """What no header could say is not acceptable: no error of the server."""
+    assert httpx.get(url(node, "1.3", "1"), params={"accept": "Ā/Ā"}).status_code == 406
+
+
 @pytest.mark.parametrize(
     ("uid", "frames", "status"),
     [
