@@ -21,9 +21,9 @@ from typing import Final
 
 import msgspec
 
+from segnode.dicom.digest import data_set_digest
 from segnode.dicom.header import read_header
 from segnode.errors import BackupFailed, ConfigError, Refusal
-from segnode.pipeline.receive import data_set_digest
 from segnode.store.objects import object_path
 from segnode.store.snapshot import (
     Held,
@@ -180,7 +180,7 @@ def _require_whole(held: Held, path: Path) -> None:
         raise _Damaged(f"has {size} bytes instead of {held.size}")
     try:
         with path.open("rb") as file:
-            digest = data_set_digest(path, read_header(file))
+            digest = data_set_digest(path, read_header(file), like=held.digest)
     except Refusal as refusal:
         raise _Damaged(f"cannot be read: {refusal}") from refusal
     if digest != held.digest:

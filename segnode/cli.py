@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
+import gc
 import os
 import socket
 import sys
@@ -10,18 +11,32 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 import msgspec
 
-from segnode.config import Config, DestinationConfig, ModelConfig, destination_at, is_http, read_config
+from segnode.config import (
+    Config,
+    DestinationConfig,
+    FormName,
+    ModelConfig,
+    Scope,
+    api_key,
+    destination_at,
+    is_http,
+    read_config,
+)
+from segnode.dataset_cli import dataset
 from segnode.errors import ConfigError, DeliveryFailed, LabelError, SegnodeError, Trouble
+from segnode.models_cli import models
+from segnode.run_cli import run
 from segnode.seg_cli import seg
 
 if TYPE_CHECKING:
     from segnode.backup import Watch
     from segnode.pipeline.replay import Replayed
+    from segnode.pipeline.send_files import FileSent
     from segnode.pipeline.slim import Slimmed
     from segnode.pipeline.trial import SeriesTrial
     from segnode.store.jobs import Jobs
@@ -46,7 +61,8 @@ class _Commands(click.Group):
             click.echo(f"segnode: {error}", err=True)
             ctx.exit(2)
         except SegnodeError as error:
-            click.echo(f"segnode: {error}", err=True)
+            told = "\n".join((str(error), *getattr(error, "__notes__", ())))
+            click.echo(f"segnode: {told}", err=True)
             ctx.exit(1)
 
 
@@ -65,9 +81,10 @@ def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
     """Run the node until SIGTERM or Ctrl-C."""
     from segnode.logs import configure_logs
     from segnode.posts import serve_roles
+    from segnode.programs import with_versions
     from segnode.roles import ROLES
 
-    config = read_config(config_file)
+    config = with_versions(read_config(config_file))
     _announce(config)
     configure_logs("supervisor")
     sys.exit(serve_roles(roles or ROLES, config, config_file))
@@ -78,10 +95,12 @@ def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
 @click.argument("role")
 @click.argument("number", type=int)
 @click.option("--config-fd", type=int, required=True)
-@click.option("--listening-fd", type=int)
+@click.option("--listening-fd", "listening_fds", type=int, multiple=True)
 @click.option("--ready-fd", type=int, required=True)
-def role(config_file: Path | None, role: Any, number: int, config_fd: int, listening_fd: int | None, ready_fd: int) -> None:
+def role(config_file: Path | None, role: Any, number: int, config_fd: int, listening_fds: Sequence[int], ready_fd: int) -> None:
     """Run one process of a node; `segnode serve` starts these."""
+    # While it loads, nothing that is made is garbage; to look for some takes an eighth of the time.
+    gc.disable()
     from segnode.logs import configure_logs
     from segnode.node import run_role
     from segnode.posts import Inherited
@@ -89,42 +108,121 @@ def role(config_file: Path | None, role: Any, number: int, config_fd: int, liste
     configure_logs(f"{role}-{number}")
 
     def ready() -> None:
+        gc.enable()
         with suppress(BrokenPipeError):  # after a restart nobody waits for it
             os.write(ready_fd, b"1")
         os.close(ready_fd)
 
-    run_role(role, number, Inherited(config_file, config_fd, listening_fd), ready)
+    run_role(role, number, Inherited(config_file, config_fd, listening_fds), ready)
 
 
 @main.command(hidden=True)
 @click.argument("config")
 @click.option("--requests-fd", type=int, required=True)
 @click.option("--life-fd", type=int, required=True)
-def model(config: str, requests_fd: int, life_fd: int) -> None:
+@click.option("--patience", type=float, required=True)
+def model(config: str, requests_fd: int, life_fd: int, patience: float) -> None:
     """Run a model in its own process; a worker starts these."""
-    from segnode.models.child import serve_model
+    from segnode.confinement import become, leave_network
+    from segnode.process_family import end_with
 
-    serve_model(msgspec.json.decode(config, type=ModelConfig), socket.socket(fileno=requests_fd), life_fd)
+    # First: it keeps the rights, and forks no threads.
+    end_with(life_fd, patience)
+    known, requests = msgspec.json.decode(config, type=ModelConfig), socket.socket(fileno=requests_fd)
+    try:
+        if not known.network:
+            leave_network()
+        # Before it becomes another, who may not be able to read what the node is made of.
+        from segnode.models.child import serve_model
+
+        if known.user is not None:
+            become(known.user)
+    except ConfigError as error:
+        requests.sendall(msgspec.json.encode({"error": f"model {known.name!r}: {error}"}) + b"\n")
+    else:
+        serve_model(known, requests)
 
 
 @main.command()
 @_config_option
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--to", required=True, help="AETITLE@host:port, or the name of a destination that is one.")
-def send(config_file: Path | None, paths: Sequence[Path], to: str) -> None:
-    """Send DICOM files, and those in folders, by C-STORE, as they are."""
-    from segnode.dimse.peer import dimse_peer
-    from segnode.dimse.scu import send_files
+@click.option("--to", required=True, help="The name of a destination, AETITLE@host:port, or a DICOMweb root.")
+@click.option(
+    "--as",
+    "form",
+    metavar="TYPE:CODEC",
+    type=click.Choice(("as-is", *get_args(FormName))),
+    default="as-is",
+    show_default=True,
+    help=f"The form that SEGs are sent in: {', '.join(get_args(FormName))}.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def send(config_file: Path | None, paths: Sequence[Path], to: str, form: Any, *, as_json: bool) -> None:
+    """Send DICOM files, and those in folders, by C-STORE or STOW-RS.
+
+    They go as they are; what is not taken so goes in native encoding, which loses nothing. With --as SEGs go in that form or
+    not at all, with the same labels. What in a folder is no DICOM is named and skipped. Exit code 1 when a file failed, or
+    nothing was there to be sent; the others are sent, and it can be repeated.
+    """
+    from segnode.node import destination
+    from segnode.pipeline.send_files import FileSender
 
     config = read_config(config_file)
-    files = _files(paths)
-    destination = _destination(config, to)
-    if is_http(destination.to):
-        raise ConfigError(f"--to {to}: is reached over DICOMweb; segnode send speaks C-STORE")
-    peer = dimse_peer(destination, config.node.ae_title, config.folder)
-    with click.progressbar(send_files(files, *peer), length=len(files), label="sending", file=sys.stderr) as sent:
-        count = sum(1 for _ in sent)
-    click.echo(f"{count} sent to {peer.address.ae_title}")
+    reached = destination(_destination(config, to), config.node.ae_title, config.folder)
+    sender = FileSender(reached, None if form == "as-is" else form, time.time)
+    files = {file: path == file for path in paths for file in _files([path])}
+    found: list[FileSent] = []
+    start = time.perf_counter()
+    with click.progressbar(
+        sender.send(files),
+        length=len(files),
+        label="sending",
+        show_pos=True,
+        item_show_func=lambda _: _pace(found, time.perf_counter() - start),
+        file=sys.stderr,
+    ) as sending:
+        for sent in sending:
+            found.append(sent)  # noqa: PERF402  what the bar shows grows with it
+    took = time.perf_counter() - start
+    if as_json:
+        _echo_json({"to": reached.where, "seconds": round(took, 3), "files": found})
+    else:
+        _echo_sent(found, reached.where, took)
+    failed = any(sent.outcome in ("failed", "not sent") for sent in found)
+    sys.exit(1 if failed or not any(sent.outcome in ("sent", "there") for sent in found) else 0)
+
+
+def _echo_sent(found: "Sequence[FileSent]", where: str, took: float) -> None:
+    """A line for each kind of what was sent, how many came to what, and on standard error each file that was not sent."""
+    from segnode.dicom.uids import uid_name
+
+    kinds: dict[tuple[str, str], list[FileSent]] = {}
+    for sent in found:
+        if sent.outcome in ("sent", "there"):
+            as_it_is = f"as it is ({uid_name(sent.transfer_syntax_uid)})"
+            kinds.setdefault((uid_name(sent.sop_class_uid), sent.form or as_it_is), []).append(sent)
+    for (sop_class, how), of_kind in kinds.items():
+        click.echo(f"{len(of_kind):>8} {_megabytes(of_kind):>10.1f} MB  {sop_class}, {how}")
+    counts: Counter[str] = Counter(sent.outcome for sent in found)
+    said = {"sent": "sent", "there": "there already", "failed": "failed", "not sent": "not sent", "skipped": "skipped"}
+    told = ", ".join(f"{counts[outcome]} {words}" for outcome, words in said.items() if counts[outcome])
+    click.echo(f"{told or 'there are no files'}; to {where}, {_pace(found, took)}")
+    for sent in found:
+        if sent.outcome in ("failed", "skipped"):
+            click.echo(f"segnode: {sent.file} {sent.detail}{': skipped' if sent.outcome == 'skipped' else ''}", err=True)
+    if counts["not sent"]:
+        reason = next(sent.detail for sent in found if sent.outcome == "not sent")
+        click.echo(f"segnode: {counts['not sent']} file(s) not sent: {reason}", err=True)
+
+
+def _megabytes(found: "Sequence[FileSent]") -> float:
+    return sum(sent.bytes for sent in found if sent.outcome in ("sent", "there")) / 1e6
+
+
+def _pace(found: "Sequence[FileSent]", took: float) -> str:
+    """How much was sent, and how fast."""
+    megabytes = _megabytes(found)
+    return f"{megabytes:.1f} MB in {took:.1f} s, {megabytes / took:.1f} MB/s"
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -140,7 +238,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: bool) -> None:
     """List what the node has decided to do, and how far it is; show, retry, release or cancel a job, or replay a series."""
     from segnode.node import open_index, open_jobs
-    from segnode.pipeline.job_document import job_document
+    from segnode.pipeline.job_document import job_document, progress_line
     from segnode.store.jobs import STATES
 
     if state not in (None, *STATES):
@@ -155,7 +253,8 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
         return
     for job in found:
         click.echo(f"{job.id[:12]}  {job.state:<11} {job.created}  {job.model or 'forward'}  series {job.series}")
-        for line in filter(None, (job.note, job.error)):
+        progress = progress_line(job) if job.state == "inferring" else ""
+        for line in filter(None, (progress, job.note, job.error)):
             click.echo(f"    {line}")
 
 
@@ -166,14 +265,19 @@ def jobs(ctx: click.Context, config_file: Path | None, state: Any, *, as_json: b
 def show(config: Config, job_id: str, *, as_json: bool) -> None:
     """Show a job: its stages with their times, its deliveries with what was answered. The beginning of an id will do."""
     from segnode.node import open_index, open_jobs
-    from segnode.pipeline.job_document import job_document
+    from segnode.pipeline.job_document import job_document, progress_line
+    from segnode.pipeline.labelmaps import Labelmaps
 
     job = job_document(open_jobs(config).beginning(job_id), open_index(config))
+    path = Labelmaps(config.data / "work").prints(job.id)
+    prints = str(path) if path.exists() else ""
     if as_json:
-        _echo_json(job)
+        _echo_json({**msgspec.structs.asdict(job), "prints": prints})
         return
     for name in ("id", "state", "model", "series", "segmentation", "segmentation_series", "study", "note", "error"):
         click.echo(f"{name.replace('_', ' '):<20} {getattr(job, name)}")
+    click.echo(f"{'progress':<20} {progress_line(job)}")
+    click.echo(f"{'prints':<20} {prints}")
     for stage in job.stages:
         click.echo(f"{stage.at}  {stage.state}")
     for count in job.counts if not job.model else ():
@@ -226,10 +330,11 @@ def replay_series(config: Config, series: str, *, dry_run: bool, as_json: bool) 
     from segnode.pipeline.assemble import image_values
     from segnode.pipeline.replay import replay
     from segnode.pipeline.rules import resolve_rules
+    from segnode.programs import with_versions
 
     rows, index = open_jobs(config), open_index(config)
     values = image_values(index, partial(object_file, config))
-    found = replay(index, rows, resolve_rules(config), values, series, time.time(), dry_run=dry_run)
+    found = replay(index, rows, resolve_rules(with_versions(config)), values, series, time.time(), dry_run=dry_run)
     if as_json:
         _echo_json(found)
         return
@@ -263,9 +368,10 @@ def test_rules(
     """Say what the rules would do with DICOM files, and those in folders; nothing is done. Exit code 1 where none acts."""
     from segnode.pipeline.rules import resolve_rules
     from segnode.pipeline.trial import try_rules
+    from segnode.programs import with_versions
     from segnode.store.index import Sender
 
-    config = read_config(config_file)
+    config = with_versions(read_config(config_file))
     sender = Sender(calling_ae, config.node.ae_title if called_ae is None else called_ae, host)
     trial = try_rules(config, resolve_rules(config), _files(paths), sender)
     if as_json:
@@ -450,6 +556,14 @@ def doctor(config_file: Path | None, *, as_json: bool) -> None:
 
 
 @main.command()
+def conformance() -> None:
+    """Print the DICOM Conformance Statement (PS3.2), in Markdown."""
+    from segnode.conformance import statement
+
+    click.echo(statement(), nl=False)
+
+
+@main.command()
 @_config_option
 @click.argument("destination")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -473,6 +587,34 @@ def echo(config_file: Path | None, destination: str, *, as_json: bool) -> None:
     else:
         click.echo(f"{'ok' if ok else 'TROUBLE':<8} {asked.name:<20} {took:.2f} s  {detail}")
     sys.exit(0 if ok else 1)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(get_args(Scope)),
+    default=("dicom.read",),
+    show_default=True,
+    help="What it opens: to search and fetch, or to store, delete and steer jobs; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def key(name: str, scopes: Sequence[Any], *, as_json: bool) -> None:
+    """Make an API key for the HTTP port: what is shown, this once, and what the configuration has of it."""
+    from segnode.web.api_keys import key_hash, new_key
+
+    shown = new_key()
+    made = api_key(name, key_hash(shown), scopes)
+    if as_json:
+        _echo_json({"key": shown, "name": made.name, "hash": made.hash, "scopes": made.scopes})
+        return
+    listed = ", ".join(f'"{scope}"' for scope in made.scopes)
+    click.echo(
+        f"{shown}\n\nIt is shown this once: give it to who is to send it, as Authorization: Bearer. For the configuration:\n"
+    )
+    click.echo(f'[[web.api_keys]]\nname = "{made.name}"\nhash = "{made.hash}"\nscopes = [{listed}]')
 
 
 @main.command()
@@ -525,6 +667,9 @@ def demo(config_file: Path | None, folder: Path | None, out: Path) -> None:
 
 
 main.add_command(seg)
+main.add_command(dataset)
+main.add_command(run)
+main.add_command(models)
 
 
 def _steer(config: Config, job_id: str, act: "Callable[[Jobs], Callable[[str, float], None]]", done: str) -> None:
@@ -557,8 +702,10 @@ def _echo_json(document: object) -> None:
 
 
 def _announce(config: Config) -> None:
-    node = config.node
-    click.echo(f"{node.ae_title}: DICOM {node.dicom}, DICOMweb http://{node.http}/dicom-web, data in {config.data}", err=True)
+    node, scheme = config.node, "https" if config.web.certificate else "http"
+    by_tls = f" (by TLS {node.dicom_tls})" if node.dicom_tls else ""
+    where = f"DICOM {node.dicom}{by_tls}, DICOMweb {scheme}://{node.http}/dicom-web, data in {config.data}"
+    click.echo(f"{', '.join(config.ae_titles)}: {where}", err=True)
     if not config.rules:
         click.echo("There are no [[rules]]: what comes in is kept, and no model runs.", err=True)
     elif not config.destinations:

@@ -1,4 +1,4 @@
-"""Connections to other people's servers: whom they trust, what they show, and what is wrong with one that fails."""
+"""TLS with others: whom it trusts, what it shows, and what is wrong with a connection that fails."""
 
 import socket
 import ssl
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from segnode.config import DestinationConfig
+from segnode.config import CertificateConfig, DestinationConfig
 from segnode.errors import ConfigError
 
 # Verification errors of OpenSSL (x509_vfy.h).
@@ -23,22 +23,58 @@ def tls_context(
     With `ca` its authorities alone are trusted; without, those that are trusted by default.
     """
     where = f"destination {config.name}"
-    try:
-        context = ssl.create_default_context(cafile=folder / config.ca) if config.ca else by_default()
-    except OSError as error:
-        raise ConfigError(f"{where}: ca: {config.ca} cannot be used: {error.strerror or error}: name a file in PEM") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = trusting(config.ca, folder, f"{where}: ca", by_default)
     if config.certificate:
-        file, key = config.certificate.file, config.certificate.key or config.certificate.file
-        try:
-            # Without a password OpenSSL would ask the terminal for that of an encrypted key.
-            context.load_cert_chain(folder / file, folder / key, password=lambda: "")
-        except OSError as error:
-            raise ConfigError(
-                f"{where}: certificate: {file} with the key {key} cannot be used: {error.strerror or error}:"
-                " name files in PEM, and a key that belongs to it and has no password"
-            ) from error
+        load_certificate(context, config.certificate, folder, f"{where}: certificate")
     return context
+
+
+def trusting(
+    ca: str | None, folder: Path, where: str, by_default: Callable[[], ssl.SSLContext] = ssl.create_default_context
+) -> ssl.SSLContext:
+    """TLS 1.2 or 1.3 with a server that one of the authorities in `ca` knows, or by default. Raises ConfigError."""
+    try:
+        context = ssl.create_default_context(cafile=folder / ca) if ca else by_default()
+    except OSError as error:
+        raise _unusable(str(ca), where, error) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def accepting(certificate: CertificateConfig, client_ca: str | None, folder: Path, where: str) -> ssl.SSLContext:
+    """TLS 1.2 or 1.3 with who connects (PS3.15 B.12, BCP 195), with `client_ca` only by a certificate of that.
+
+    Of 1.2 only the suites of RFC 9325 4.2: forward secrecy, and authenticated encryption. Raises ConfigError.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    load_certificate(context, certificate, folder, f"{where}.certificate")
+    if client_ca:
+        try:
+            context.load_verify_locations(folder / client_ca)
+        except OSError as error:
+            raise _unusable(client_ca, f"{where}.client_ca", error) from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: CertificateConfig, folder: Path, where: str) -> None:
+    """Have a certificate and its key shown by TLS. Raises ConfigError where they cannot be used."""
+    file, key = certificate.file, certificate.key or certificate.file
+    try:
+        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        context.load_cert_chain(folder / file, folder / key, password=lambda: "")
+    except OSError as error:
+        raise ConfigError(
+            f"{where}: {file} with the key {key} cannot be used: {error.strerror or error}:"
+            " name files in PEM, and a key that belongs to it and has no password"
+        ) from error
+
+
+def _unusable(ca: str, where: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{where}: {ca} cannot be used: {error.strerror or error}: name a file in PEM")
 
 
 def trouble(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
@@ -24,9 +25,10 @@ from segnode.contact_sheet import draw_contact_sheet
 from segnode.dicom.header import read_header
 from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
 from segnode.errors import Refusal, SegnodeError
-from segnode.models.python import load_model
+from segnode.models.process import ModelProcess
 from segnode.node import open_jobs
 from segnode.pipeline.infer import run_model
+from segnode.programs import with_versions
 from segnode.store.jobs import Job
 from segnode.testing.phantom import Phantom, write_ct
 from segnode.testing.servers import Server, ServerFailed, launch_orthanc, launch_segnode, node_config, orthanc_program
@@ -36,11 +38,7 @@ _POLL_S: Final = 0.05
 _BUILT_IN: Final = Config().model("threshold")
 _NODE: Final = """
 [[models]]
-name = {name}
-run = {run}
-labels = {labels}
-version = {version}
-family = {family}
+{keys}
 
 [[destinations]]
 name = "archive"
@@ -119,14 +117,15 @@ def run_demo(folder: Path | None, config: Config, out: Path) -> int:
 
 def _demonstrate(folder: Path | None, config: Config, scratch: Path, picture: Path, table: Table) -> str:
     """Go the whole path; what the comparison found. Raises DemoFailed when it does not hold."""
+    config = with_versions(config)
     model = next((config.model(rule.model) for rule in config.rules if rule.model), _BUILT_IN)
     with ExitStack() as servers:
         archive = servers.enter_context(_archive(scratch / "archive"))
-        node = servers.enter_context(launch_segnode(scratch / "node", _tables(model, config, archive)))
+        node = servers.enter_context(launch_segnode(scratch / "node", _tables(model, archive)))
         with table.stage("make a synthetic CT with known truth" if folder is None else "read the series"):
             phantom = write_ct(scratch / "ct") if folder is None else None
             series = _read_series(folder or scratch / "ct")
-        expected, expected_from = _expect(series, model, phantom, table)
+        expected, expected_from = _expect(series, model, phantom, table, scratch / "model")
         with table.stage(f"wait for the node and {archive.ae_title} to serve"):
             archive.await_ready()
             node.await_ready()
@@ -159,14 +158,17 @@ def _archive(folder: Path) -> AbstractContextManager[Server]:
     return launch_segnode(folder, _ARCHIVE, ae_title="ARCHIVE")
 
 
-def _tables(model: ModelConfig, config: Config, archive: Server) -> str:
-    """TOML of that model, the archive, and a rule that takes any series; JSON's strings and lists are TOML's."""
-    in_folder = config.folder / model.labels
-    values = {"name": model.name, "run": model.run, "version": model.version}
-    values["labels"] = str(in_folder.absolute()) if in_folder.is_file() else model.labels
-    quoted = {key: json.dumps(value) for key, value in values.items()}
-    family = json.dumps([model.family.scheme, model.family.value, model.family.meaning])
-    return _NODE.format(**quoted, family=family, archive=archive.dicomweb, quiet=_QUIET_S)
+def _tables(model: ModelConfig, archive: Server) -> str:
+    """TOML of that model, the archive, and a rule that takes any series."""
+    keys = [f"{key} = {_toml(value)}" for key, value in msgspec.to_builtins(model).items() if value not in (None, {}, "")]
+    return _NODE.format(keys="\n".join(keys), name=_toml(model.name), archive=archive.dicomweb, quiet=_QUIET_S)
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML: JSON's texts, numbers and lists are TOML's."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items() if each is not None)} }}"
+    return json.dumps(value)
 
 
 def _read_series(folder: Path) -> Series:
@@ -178,12 +180,17 @@ def _read_series(folder: Path) -> Series:
     return Series(files, slices, read_volume(slices, slices.images))
 
 
-def _expect(series: Series, model: ModelConfig, phantom: Phantom | None, table: Table) -> tuple[Labels, str]:
+def _expect(series: Series, model: ModelConfig, phantom: Phantom | None, table: Table, scratch: Path) -> tuple[Labels, str]:
     """The labels that must come back, on the grid of the series, and where they are known from."""
     if phantom is not None and model.run == _BUILT_IN.run:
         return phantom.labelmap, "the phantom's truth"
     with table.stage("run the model here"):
-        return run_model(load_model(model), series.volume, model.name), "what the model produced"
+        process = ModelProcess(model, scratch)
+        result = run_model(process, series.volume, model.name)
+        process.close()
+    if result.affine is not None or len(result.layers) > 1:
+        raise DemoFailed("the demo compares labels on the images, one a voxel: this model returned others, which is no fault")
+    return result.layers[0], "what the model produced"
 
 
 def _is_image(file: Path) -> bool:

@@ -3,9 +3,12 @@
 Imports stand inside the checks, so that something that cannot even be imported is trouble of its own check and no other's.
 """
 
+import asyncio
 import http.client
 import os
 import shutil
+import socket
+import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +19,15 @@ from statistics import median
 from typing import Final
 
 from segnode.config import (
+    CertificateConfig,
     Config,
     DestinationConfig,
     DimseAddress,
+    DimseConfig,
+    IssuerConfig,
     ModelConfig,
-    NodeConfig,
+    WebConfig,
+    hidden_from,
     is_http,
     parse_address,
 )
@@ -34,6 +41,8 @@ _BLOCK: Final = 1 << 16
 _WRITES: Final = 20
 _SLOWEST_MS: Final = 100
 _ANSWER_S: Final = 5
+_DAY_S: Final = 86400
+_RENEW_S: Final = 14 * _DAY_S
 _CODECS: Final = ("native", "implicit", "deflate", "deflate-frames", "rle", "jpeg-ls", "jpeg-2000", "htj2k")
 _DATABASES: Final = ("index", "pipeline", "workflows")
 
@@ -59,15 +68,24 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "fsync speed", partial(_fsync_speed, config.data)
     for database in _DATABASES:
         yield f"database {database}", partial(_database, config.data / f"{database}.sqlite")
-    yield "port node.dicom", partial(_dicom_port, config.node)
-    yield "port node.http", partial(_http_port, config.node)
+    yield "port node.dicom", partial(_dicom_port, config)
+    if config.node.dicom_tls:
+        yield "port node.dicom_tls", partial(_tls_port, config.node.dicom_tls)
+    yield "port node.http", partial(_http_port, config)
+    if config.web.certificate:
+        yield "web.certificate", partial(_web_certificate, config.web, config.folder)
+    if config.dimse.certificate:
+        yield "dimse.certificate", partial(_dimse_certificate, config.dimse, config.dimse.certificate, config.folder)
+    if config.web.oidc:
+        yield "web.oidc", partial(_issuer, config.web.oidc, config.folder)
     for codec in _CODECS:
         yield f"codec {codec}", partial(_codec, codec)
     for destination in config.destinations:
         yield f"destination {destination.name}", partial(ask_destination, destination, config, _ANSWER_S)
     for model in config.models:
         yield f"labels of {model.name}", partial(_labels, model, config.folder)
-        yield f"model {model.name}", partial(_model, model)
+        look = _served if model.run.startswith("kserve:") else partial(_model, hidden_from(model, config))
+        yield f"model {model.name}", partial(look, model)
 
 
 def _finding(check: str, look: Callable[[], str]) -> Finding:
@@ -127,35 +145,104 @@ def _database(path: Path) -> str:
     return f"passes SQLite's quick check, {path.stat().st_size / (1 << 20):.1f} MiB"
 
 
-def _dicom_port(config: NodeConfig) -> str:
+def _dicom_port(config: Config) -> str:
+    node = config.node
+
     def answer() -> str:
         from segnode.dimse.peer import DimsePeer
         from segnode.dimse.scu import echo
 
-        node = DimseAddress(config.ae_title, *parse_address(config.dicom, "node.dicom"))
-        if echo(DimsePeer(node, config.ae_title, _ANSWER_S))[0] != IMPLEMENTATION_CLASS_UID:
+        address = DimseAddress(node.ae_title, *parse_address(node.dicom, "node.dicom"))
+        try:
+            implementation = echo(DimsePeer(address, node.ae_title, _ANSWER_S))[0]
+        except NotLetIn:
+            if config.peers:
+                return "what answers there lets in peers alone, as [[peers]] has it"
+            raise
+        if implementation != IMPLEMENTATION_CLASS_UID:
             raise Trouble("what answers C-ECHO there is no segnode")
         return "a segnode answers C-ECHO there"
 
-    return _port(config.dicom, "node.dicom", answer)
+    return _port(node.dicom, "node.dicom", answer)
 
 
-def _http_port(config: NodeConfig) -> str:
+def _tls_port(where: str) -> str:
+    def answer() -> str:
+        address = parse_address(where, "node.dicom_tls")
+        # Whether its certificate is good is another check's; its name need not be this address.
+        context = ssl._create_unverified_context()  # noqa: S323
+        try:
+            with (
+                socket.create_connection(address, _ANSWER_S) as connection,
+                context.wrap_socket(connection, server_hostname=address.host) as encrypted,
+            ):
+                return f"{encrypted.version()} is spoken there"
+        except OSError as error:
+            raise Trouble(f"what uses it does not speak TLS ({getattr(error, 'reason', None) or error})") from error
+
+    return _port(where, "node.dicom_tls", answer)
+
+
+def _http_port(config: Config) -> str:
+    host, port = parse_address(config.node.http, "node.http")
+
     def answer() -> str:
         # Not by httpx, which would ask the proxy that destinations are reached through.
-        connection = http.client.HTTPConnection(*parse_address(config.http, "node.http"), timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
+        if config.web.certificate:
+            # Whether its certificate is good is another check's; its name need not be this address.
+            connection = http.client.HTTPSConnection(host, port, timeout=_ANSWER_S, context=ssl._create_unverified_context())  # noqa: S323
         try:
             connection.request("GET", "/dicom-web/studies?limit=1", headers={"Accept": "application/dicom+json"})
-            status = connection.getresponse().status
+            response = connection.getresponse()
+        except ssl.SSLError as error:
+            if config.web.client_ca and "CERTIFICATE_REQUIRED" in (error.reason or ""):
+                return "a certificate is asked for there, as web.client_ca has it"
+            raise Trouble(f"what uses it does not speak TLS ({error.reason})") from error
         except (OSError, http.client.HTTPException) as error:
             raise Trouble(f"what uses it does not answer by HTTP ({type(error).__name__})") from error
         finally:
             connection.close()
-        if status not in (200, 204):
-            raise Trouble(f"what uses it answers a search for studies with HTTP {status}")
+        if config.web.asks_for_tokens and response.status == 401 and "segnode" in response.headers.get("WWW-Authenticate", ""):
+            return "DICOMweb is served there, to who shows a key or token"
+        if response.status not in (200, 204):
+            raise Trouble(f"what uses it answers a search for studies with HTTP {response.status}")
         return "DICOMweb is served there"
 
-    return _port(config.http, "node.http", answer)
+    return _port(config.node.http, "node.http", answer)
+
+
+def _web_certificate(config: WebConfig, folder: Path) -> str:
+    from segnode.web.server import server_tls
+
+    tls = server_tls(config, folder)
+    assert tls is not None  # noqa: S101
+    return _validity(tls.certificate, "start the node again")
+
+
+def _dimse_certificate(config: DimseConfig, certificate: CertificateConfig, folder: Path) -> str:
+    from segnode.connections import accepting
+
+    accepting(certificate, config.client_ca, folder, "dimse")
+    return _validity(folder / certificate.file, "send the node SIGHUP")
+
+
+def _validity(certificate: Path, then: str) -> str:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    left = load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp() - time.time()
+    days = f"{abs(left) / _DAY_S:.0f} days"
+    if left < 0:
+        raise Trouble(f"{certificate} has expired {days} ago: have it renewed, and {then}")
+    if left < _RENEW_S:
+        raise Trouble(f"{certificate} expires in {days}: have it renewed, and {then}")
+    return f"{certificate} is valid for {days}"
+
+
+def _issuer(config: IssuerConfig, folder: Path) -> str:
+    from segnode.web.issuer import token_issuer
+
+    return f"{config.issuer} answers, with {len(asyncio.run(token_issuer(config, folder).keys()))} keys"
 
 
 def _port(where: str, key: str, answer: Callable[[], str]) -> str:
@@ -221,20 +308,27 @@ def _labels(config: ModelConfig, folder: Path) -> str:
     return f"{config.labels} has {len(read_label_dictionary(config.labels, folder).segment)} segments"
 
 
-def _model(config: ModelConfig) -> str:
+def _served(config: ModelConfig) -> str:
+    from segnode.models.kserve import NotReached, reach
+
+    try:
+        reach(config)
+    except NotReached as error:
+        return f"cannot be reached now, and its jobs fail until it can; the node starts without it: {error}"
+    return f"{config.run} is ready"
+
+
+def _model(hidden: frozenset[str], config: ModelConfig) -> str:
     from segnode.models.process import ModelProcess
+    from segnode.programs import with_version
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="segnode-doctor-") as folder:
-        model = ModelProcess(config, Path(folder))
+        model = ModelProcess(with_version(config), Path(folder), hidden)
         try:
             model.check()
         except ConfigError as error:
-            # What it printed is told here, because the file that the error points to is gone with its folder.
-            reason = str(error).removesuffix(f"; {model.prints} has what it printed")
-            printed = model.prints.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((f"; it printed last: {line}" for line in reversed(printed) if line.strip()), "")
-            raise Trouble(f"{reason}{last}") from error
+            raise Trouble(model.told(error)) from error
         finally:
             model.close()
     return f"{config.run} is loaded in {time.perf_counter() - start:.1f} s"

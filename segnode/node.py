@@ -4,11 +4,10 @@ Imports stand inside the functions of a role, so that a process loads only what 
 """
 
 import fcntl
+import gc
 import os
 import secrets
-import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,39 +26,50 @@ from segnode.config import (
     Config,
     DestinationConfig,
     ModelConfig,
+    hidden_from,
     is_http,
+    parse_dimse_address,
     read_config,
+    require_access,
+    require_peers,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
-from segnode.pipeline.ports import Catalogue, Committer, Destination
+from segnode.pipeline.ports import Archive, Catalogue, Committer, Destination, Segmentation
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.posts import Inherited, patiently
+from segnode.programs import with_versions
 from segnode.roles import NO_ROOM, Role
 from segnode.store.commitments import Commitments
 from segnode.store.database import is_no_room, open_database, workflow_database
 from segnode.store.documents import Documents
 from segnode.store.filesystem import require_local
-from segnode.store.index import Index
+from segnode.store.index import Index, Instance
 from segnode.store.jobs import Jobs
 from segnode.store.leases import HEARTBEAT_S, Lease, Leases, new_lease
 from segnode.store.measures import Measures, Meter
 from segnode.store.notices import Notices
 from segnode.store.objects import ABANDONED_S, SHELVES, ObjectStore, object_path
 from segnode.store.standings import Standings
+from segnode.waiting import readable
 
 if TYPE_CHECKING:
+    import ssl
+
     from segnode.dicomweb.find import DicomWebCatalogue
     from segnode.dimse.find import DimseCatalogue
-    from segnode.models.process import ModelProcess
-    from segnode.pipeline.commit import Reporter
+    from segnode.dimse.query_scp import QueryDoor
+    from segnode.models.pool import ModelPool
+    from segnode.pipeline.assemble import ReadAhead
     from segnode.pipeline.confirm import Confirmer
     from segnode.pipeline.dispatch import Dispatch
     from segnode.pipeline.notify import Notifier
     from segnode.pipeline.reject import Rejecter
+    from segnode.pipeline.report_commitment import Reporter
     from segnode.pipeline.slim import Slimmer
     from segnode.pipeline.sweep import Sweep
     from segnode.pipeline.workflows import Stages, Workflows
+    from segnode.web.access import Access
 
 _log = structlog.get_logger()
 
@@ -67,6 +77,8 @@ _PIPELINE: Final = "pipeline.sqlite"
 _SWEEP_S: Final = 0.5
 _TIDY_S: Final = 5.0
 _DOCUMENTS_S: Final = 2.0
+# For so many times they wait while objects come in, which they would slow down; then they catch up.
+_ARRIVING: Final = 15
 _TIDY_ALL_EVERY: Final = 120
 _RECORDS_STAY_S: Final = 86400.0
 
@@ -107,7 +119,7 @@ def _run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[],
         watermark, on_conflict = config.storage.low_watermark_bytes, config.storage.on_conflict
         receiver = Receiver(store.objects, store.index, meter, config.node.ae_title, watermark, time.time, on_conflict)
         if role == "dimse":
-            _run_dimse(store, receiver, lease, inherited.listening(), ready)
+            _run_dimse(store, receiver, lease, inherited, ready)
         elif role == "web":
             _run_web(store, receiver, lease, inherited, ready)
         else:
@@ -121,7 +133,7 @@ def open_store(config: Config, lease: Lease) -> Store:
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     index = open_database(data / "index.sqlite")
     pipeline = open_database(data / _PIPELINE)
-    objects = ObjectStore(data / "objects", lease)
+    objects = ObjectStore(data / "objects", lease, config.storage.largest_object_bytes)
     jobs, standings, notices, commitments = Jobs(pipeline), Standings(pipeline), Notices(pipeline), Commitments(pipeline)
     documents = Documents(open_database(data / "documents.sqlite"))
     return Store(objects, Index(index), documents, jobs, standings, Leases(index), Measures(index), notices, commitments)
@@ -179,7 +191,7 @@ def committers(config: Config) -> Mapping[str, Committer]:
     dimse = [d for d in config.destinations if not is_http(d.to)]
     if not dimse:
         return {}
-    from segnode.dimse.committer import DimseCommitter
+    from segnode.dimse.commitment_scu import DimseCommitter
     from segnode.dimse.peer import dimse_peer
 
     return {d.name: DimseCommitter(dimse_peer(d, config.node.ae_title, config.folder)) for d in dimse}
@@ -204,6 +216,11 @@ def slimmer(config: Config, name: str, overlap: Literal["error", "split"], *, dr
     return Slimmer(_catalogue(*reached), destination(*reached), forms, overlap, dry_run, time.time)
 
 
+def archive(destination: DestinationConfig, config: Config) -> Archive:
+    """What searches a destination, and fetches what it holds. Raises ConfigError."""
+    return _catalogue(destination, config.node.ae_title, config.folder)
+
+
 def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> "DicomWebCatalogue | DimseCatalogue":
     if is_http(config.to):
         from segnode.dicomweb.find import DicomWebCatalogue
@@ -216,15 +233,24 @@ def _catalogue(config: DestinationConfig, calling_ae: str, folder: Path) -> "Dic
     return DimseCatalogue(dimse_peer(config, calling_ae, folder))
 
 
-def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket.socket, ready: Callable[[], None]) -> None:
-    from segnode.dimse.commitment import CommitmentDoor
+def _run_dimse(store: Store, receiver: Receiver, lease: Lease, inherited: Inherited, ready: Callable[[], None]) -> None:
+    from segnode.dimse.accepting import Listening
+    from segnode.dimse.commitment_scp import CommitmentDoor
     from segnode.dimse.scp import start_scp
 
-    stop = _Told(signal.SIGTERM, signal.SIGINT)
-    scp = start_scp(receiver, CommitmentDoor(store.commitments, store.index, store.objects, time.time), lease, listening)
+    stop, reload = _Told(signal.SIGTERM, signal.SIGINT), _Told(signal.SIGHUP)
+    commitment = CommitmentDoor(store.commitments, store.index, store.objects, time.time)
+    tls = _Certificates(inherited.config)
+    sockets = [Listening(one, speaks) for one, speaks in zip(inherited.listening(), (None, tls.now), strict=False)]
+    scp = start_scp(receiver, commitment, _query_door(store, inherited), lease, _ConfigNow(inherited), sockets)
     _start_heart(store, receiver.meter, lease, lambda: scp.associations)
+    # What is there by now stays: looking through it for garbage would take longer than a hundred objects.
+    gc.freeze()
     ready()
-    while not stop.wait(_TIDY_S):
+    while not stop.wait(_TIDY_S, reload.descriptor):
+        if reload.wait(0):
+            reload.forget()
+            tls.read_again()
         with _going_on("tidying broke"):
             # An association that broke off in the middle of an object leaves its file.
             store.objects.delete_half_written(ABANDONED_S)
@@ -233,10 +259,81 @@ def _run_dimse(store: Store, receiver: Receiver, lease: Lease, listening: socket
     store.measures.add(receiver.meter)
 
 
+def _query_door(store: Store, inherited: Inherited) -> "QueryDoor":
+    """What answers queries and retrievals; what a destination is follows the configuration as it is now."""
+    from segnode.dimse.find_scp import FindDoor
+    from segnode.dimse.peer import dimse_peer
+    from segnode.dimse.query_scp import QueryDoor
+    from segnode.dimse.retrieve_scp import MoveDestination, RetrieveDoor
+
+    ae_title = inherited.config.node.ae_title
+
+    def destination_of(called: str) -> MoveDestination | None:
+        config = inherited.config
+        for known in config.destinations:
+            if not is_http(known.to) and parse_dimse_address(known.to, known.name).ae_title == called:
+                return MoveDestination(dimse_peer(known, ae_title, config.folder), known.seg)
+        return None
+
+    def segmentation(held: Instance) -> Segmentation:
+        from segnode.pipeline.deliver import HeldSegmentation
+
+        # Made, it is the object that it was, or would be, when it was delivered.
+        decided_at = store.jobs.decided_at(held.sop_instance_uid) or held.received_at
+        return HeldSegmentation(store.objects, held, decided_at, "" if held.origin == "made" else ae_title)
+
+    find = FindDoor(store.index, store.objects, ae_title)
+    return QueryDoor(find, RetrieveDoor(store.index, store.objects, segmentation, destination_of))
+
+
+class _Certificates:
+    """How the DICOM port speaks TLS, by certificates as they were when they were last read and could be used."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._context = self._read()
+
+    def now(self) -> "ssl.SSLContext":
+        """For the next connection; there is one where there is a port for it."""
+        assert self._context is not None  # noqa: S101
+        return self._context
+
+    def read_again(self) -> None:
+        """Read the files again; what is open stays as it was agreed on."""
+        try:
+            self._context = self._read()
+        except ConfigError as error:
+            _log.error("the certificate cannot be used: the old one stays", reason=str(error))
+        else:
+            if self._context is not None:
+                _log.info("the certificate is read again")
+
+    def _read(self) -> "ssl.SSLContext | None":
+        from segnode.connections import accepting
+
+        dimse = self._config.dimse
+        return accepting(dimse.certificate, dimse.client_ca, self._config.folder, "dimse") if dimse.certificate else None
+
+
+class _ConfigNow:
+    """The configuration as it is now, which the worker has read and found to be good."""
+
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
+        self._known = (inherited.digest, inherited.config)
+
+    def __call__(self) -> Config:
+        digest = self._inherited.digest
+        if digest != self._known[0]:
+            self._known = (digest, self._inherited.config)
+        return self._known[1]
+
+
 def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherited, ready: Callable[[], None]) -> None:
     from segnode.pipeline.associations import Associations
+    from segnode.web.access import Guard
     from segnode.web.app import create_app
-    from segnode.web.server import serve_http
+    from segnode.web.server import serve_http, server_tls
 
     def give_up() -> None:
         # A sender that hangs has no success yet, and sends again.
@@ -247,9 +344,46 @@ def _run_web(store: Store, receiver: Receiver, lease: Lease, inherited: Inherite
     requests = Associations(store.index, lease)
     _start_heart(store, receiver.meter, lease, lambda: 0, requests.close_ended)
     rules = lambda: resolve_rules(inherited.config)  # noqa: E731
-    application = create_app(receiver, requests, store.documents, store.jobs, store.leases, store.measures, rules)
-    serve_http(application, inherited.listening(), ready, give_up)
+    application = create_app(
+        receiver, requests, store.documents, store.jobs, store.leases, store.measures, rules, inherited.config.web
+    )
+    guard = Guard(application, _AccessNow(inherited))
+    tls = server_tls(inherited.config.web, inherited.config.folder)
+    (listening,) = inherited.listening()
+    serve_http(guard, listening, tls, ready, give_up)
     store.measures.add(receiver.meter)
+
+
+def access(config: Config, before: "Access | None" = None) -> "Access":
+    """Who is let in by HTTP; an issuer that is the same as before keeps what it knows. Raises ConfigError."""
+    from segnode.web.access import Access
+
+    oidc = config.web.oidc
+    if oidc is None:
+        return Access(config.web, None)
+    if before is not None and before.issuer is not None and before.web.oidc == oidc:
+        return Access(config.web, before.issuer)
+    from segnode.web.issuer import token_issuer
+
+    return Access(config.web, token_issuer(oidc, config.folder))
+
+
+class _AccessNow:
+    """Who is let in by the configuration as it is now, which the worker has read and found to be good."""
+
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
+        self._digest = inherited.digest
+        self._access = access(inherited.config)
+
+    def __call__(self) -> "Access":
+        digest = self._inherited.digest
+        if digest != self._digest:
+            config = self._inherited.config
+            if config.web != self._access.web:
+                self._access = access(config, self._access)
+            self._digest = digest
+        return self._access
 
 
 @dataclass(frozen=True)
@@ -258,12 +392,13 @@ class _Wiring:
 
     stages: "Stages"
     sweep: "Sweep"
+    read_ahead: "ReadAhead"
     dispatch: "Dispatch"
     rejecter: "Rejecter"
     confirmer: "Confirmer"
     reporter: "Reporter"
     notifiers: Sequence["Notifier"]
-    models: Mapping[tuple[str, str], "ModelProcess"]
+    models: Mapping[tuple[str, str], "ModelPool"]
 
 
 class _Worker:
@@ -280,19 +415,24 @@ class _Worker:
 
     def run(self, inherited: Inherited, ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT; read the configuration again at SIGHUP."""
+        from segnode.models.process import clear_behind
+        from segnode.pipeline.slots import Slots
         from segnode.pipeline.workflows import Workflows
 
+        for model in self._config.models:
+            clear_behind(model, self._models / model.name)
         stop, reload = _Told(signal.SIGTERM, signal.SIGINT), _Told(signal.SIGHUP)
-        for left in self._models.glob("*/*.npy"):  # by a worker that was killed
-            left.unlink()
         wiring = self._wire(self._config, {})
         executor_id = _kept(self._config.data / "executor-id", lambda: secrets.token_hex(8))
         database = workflow_database(self._config.data / "workflows.sqlite")
         woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        workflows = Workflows(wiring.stages, database, executor_id, partial(os.eventfd_write, woken, 1))
+        slots = Slots(self._config.models)
+        workflows = Workflows(wiring.stages, slots, database, executor_id, partial(os.eventfd_write, woken, 1))
         _start_heart(self._store, self._receiver.meter, self._lease, lambda: 0)
         threading.Thread(target=self._tidy, args=(workflows,), name="tidying", daemon=True).start()
         threading.Thread(target=self._make_documents, args=(workflows,), name="documents", daemon=True).start()
+        # What is there by now stays: a job of a thousand headers would have all of it looked through for garbage.
+        gc.freeze()
         ready()
         due_in = _SWEEP_S
         while not stop.wait(min(due_in, _SWEEP_S), woken):
@@ -303,8 +443,10 @@ class _Worker:
                 reload.forget()
                 wiring = self._reloaded(wiring, inherited)
                 workflows.stages = wiring.stages
+                slots.become(self._config.models)
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 due_in = wiring.sweep.decide()
+                wiring.read_ahead.tire()
                 wiring.dispatch.give_up(time.time())
                 wiring.confirmer.wake()
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
@@ -315,36 +457,42 @@ class _Worker:
         with _going_on("counts are not kept"):
             self._store.measures.add(self._receiver.meter)
         # A model may run on for minutes: every step is repeatable and taken up at the next start.
+        with _going_on("what is broken off counts as a crash"):
+            self._store.jobs.break_off(workflows.making)
         os._exit(0)
 
-    def _wire(self, config: Config, running: Mapping[tuple[str, str], "ModelProcess"]) -> _Wiring:
+    def _wire(self, config: Config, running: Mapping[tuple[str, str], "ModelPool"]) -> _Wiring:
         """Wire a configuration, with the models that run already where they are the same. Raises ConfigError, LabelError."""
-        from segnode.pipeline.assemble import Assembler, image_values
-        from segnode.pipeline.commit import Reporter
+        from segnode.pipeline.assemble import Assembler, ReadAhead, image_values, is_stat
         from segnode.pipeline.confirm import Confirmer
         from segnode.pipeline.deliver import Deliverer
         from segnode.pipeline.dispatch import Dispatch
-        from segnode.pipeline.encode import Encoder
+        from segnode.pipeline.encode import Encoder, Maker
         from segnode.pipeline.find import Finder
         from segnode.pipeline.forwarder import Forwarder
         from segnode.pipeline.infer import Inferrer
         from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.reject import Rejecter
+        from segnode.pipeline.report_commitment import Reporter
         from segnode.pipeline.sweep import Sweep
         from segnode.pipeline.workflows import Stages
 
         store, receiver = self._store, self._receiver
         rules = resolve_rules(config)
-        models = {(model.name, model.version): self._model(model, running) for model in config.models}
+        models = {
+            (model.name, model.version): self._model(model, hidden_from(model, config), running) for model in config.models
+        }
         assembler = Assembler(store.objects, store.index)
         labelmaps = Labelmaps(config.data / "work")
         inferrer = Inferrer(assembler, store.jobs, models, labelmaps, time.time)
         secret = _kept(config.data / "secret", lambda: secrets.token_hex(32)).encode()
-        encoder = Encoder(assembler, receiver, store.jobs, labelmaps, config.node.ae_title, secret, time.time)
+        maker = Maker(config.node.ae_title, config.output, secret)
+        encoder = Encoder(assembler, receiver, store.jobs, labelmaps, maker, time.time)
         configs = {d.name: d for d in config.destinations}
         archives = destinations(config)
         peers = committers(config)
-        confirmer = Confirmer(store.jobs, store.commitments, peers, configs, time.time)
+        store.jobs.await_reports_of([d.name for d in config.destinations if d.confirm == "commitment"], time.time())
+        confirmer = Confirmer(store.commitments, peers, configs, time.time)
         deliverer = Deliverer(
             store.objects, store.index, store.jobs, store.standings, archives, configs, confirmer, receiver.meter, time.time
         )
@@ -356,9 +504,20 @@ class _Worker:
         first_loaded = store.jobs.load_rules(documents(rules), time.time())
         values = image_values(store.index, store.objects.path)
         finder = Finder(catalogues(config), store.index, time.time)
-        sweep = Sweep(store.index, store.jobs, rules, first_loaded, values, finder.ask, time.time)
+        read_ahead = ReadAhead(assembler, lambda: bool(store.jobs.waiting()), time.monotonic)
+        sweep = Sweep(
+            store.index,
+            store.jobs,
+            rules,
+            first_loaded,
+            values,
+            finder.ask,
+            time.time,
+            read_ahead.expect,
+            lambda image: is_stat(store.objects.path(image.object_key)),
+        )
         rejecter = Rejecter(receiver, store.jobs, time.time)
-        return _Wiring(stages, sweep, dispatch, rejecter, confirmer, reporter, self._notifiers(config), models)
+        return _Wiring(stages, sweep, read_ahead, dispatch, rejecter, confirmer, reporter, self._notifiers(config), models)
 
     def _notifiers(self, config: Config) -> Sequence["Notifier"]:
         """What tells the webhooks. Raises ConfigError where a secret cannot be read."""
@@ -372,23 +531,24 @@ class _Worker:
             found.append(Notifier(webhook, told, self._store.jobs, self._store.index, self._store.notices, time.time))
         return found
 
-    def _model(self, config: ModelConfig, running: Mapping[tuple[str, str], "ModelProcess"]) -> "ModelProcess":
-        """The process of a model, which has loaded it. Raises ConfigError when it cannot."""
-        from segnode.models.process import ModelProcess
+    def _model(
+        self, config: ModelConfig, hidden: frozenset[str], running: Mapping[tuple[str, str], "ModelPool"]
+    ) -> "ModelPool":
+        """The processes of a model, of which one has loaded it. Raises ConfigError when it cannot."""
+        from segnode.models.pool import ModelPool
 
         same = running.get((config.name, config.version))
-        if same is not None and same.config == config:
+        if same is not None and (same.config, same.hidden) == (config, hidden):
             return same
-        process = ModelProcess(config, self._models / config.name)
-        process.check()
-        return process
+        pool = ModelPool(config, self._models / config.name, hidden)
+        pool.check()
+        return pool
 
     def _reloaded(self, wiring: _Wiring, inherited: Inherited) -> _Wiring:
         """The wiring of the configuration as it is in the file now; the old one where that cannot be used."""
         try:
-            config = read_config(inherited.config_file)
-            # What listens and what is open stays as it is.
-            config = msgspec.structs.replace(config, node=self._config.node, storage=self._config.storage)
+            config = with_versions(_as_it_listens(read_config(inherited.config_file), self._config))
+            access(config)
             new = self._wire(config, wiring.models)
         except (ConfigError, LabelError) as error:
             _log.error("the configuration cannot be used: the old one stays", reason=str(error))
@@ -437,6 +597,7 @@ class _Worker:
                 if turn % _TIDY_ALL_EVERY == 0:
                     tidier.delete_abandoned()
                     tidier.delete_no_longer_held()
+                    tidier.delete_prints()
                     tidier.expire()
                     workflows.purge(time.time() - _RECORDS_STAY_S)
             turn += 1
@@ -449,12 +610,28 @@ class _Worker:
 
         store = self._store
         metadata = Metadata(store.objects, store.index, store.documents, Decoders(1, niceness=19))
+        newest = waited = 0
         while True:
             more = False
             with _going_on("metadata are not kept"):
-                more = not workflows.is_working and metadata.make_more()
+                before, newest = newest, store.index.newest()
+                if newest != before and waited < _ARRIVING:
+                    waited += 1
+                else:
+                    more = not workflows.is_working and metadata.make_more()
+                    waited = waited if more else 0
             if not more:
                 time.sleep(_DOCUMENTS_S)
+
+
+def _as_it_listens(config: Config, running: Config) -> Config:
+    """A configuration for a node that runs: what listens and what is open stays as it is. Raises ConfigError."""
+    old = running.web
+    web = msgspec.structs.replace(old, api_keys=config.web.api_keys, oidc=config.web.oidc, origins=config.web.origins)
+    changed = msgspec.structs.replace(config, node=running.node, storage=running.storage, dimse=running.dimse, web=web)
+    require_access(changed)  # where it listens, and not where the file says
+    require_peers(changed)
+    return changed
 
 
 def _report_all(reporter: "Reporter") -> None:
@@ -515,9 +692,14 @@ class _Told:
             signal.signal(number, lambda *_: os.eventfd_write(self._count, 1))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
+    @property
+    def descriptor(self) -> int:
+        """What can be read once it has come."""
+        return self._count
+
     def wait(self, seconds: float, *woken: int) -> bool:
         """Wait that long for it at most, or until one of some descriptors can be read; whether it has come."""
-        return self._count in select.select([self._count, *woken], [], [], seconds)[0]
+        return self._count in readable(seconds, self._count, *woken)
 
     def forget(self) -> None:
         """Wait for the next."""

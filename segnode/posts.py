@@ -3,6 +3,7 @@
 The supervisor runs on this and little else, so that it is light and starts at once.
 """
 
+import hashlib
 import os
 import socket
 import time
@@ -19,38 +20,51 @@ from segnode.roles import Post, Role, supervise
 _LET_GO_S: Final = 3.0
 _RETRY_S: Final = 0.05
 _BACKLOG: Final = 1024
+_DIGEST_SIZE: Final = 32
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a role's process has from its supervisor: descriptors of the configuration and of a listening socket."""
+    """What a role's process has from its supervisor: descriptors of the configuration and of listening sockets."""
 
     config_file: Path | None
     config_fd: int
-    listening_fd: int | None
+    listening_fds: Sequence[int] = ()
 
     @property
     def config(self) -> Config:
         """The configuration as it was last found to be good."""
-        return unpack_config(os.pread(self.config_fd, os.fstat(self.config_fd).st_size, 0))
+        return unpack_config(patiently(self._packed, BlockingIOError))
+
+    @property
+    def digest(self) -> bytes:
+        """What tells whether the configuration is another than before, without reading it."""
+        return os.pread(self.config_fd, _DIGEST_SIZE, 0)
 
     def keep(self, config: Config) -> None:
-        """Make this the configuration that processes have when they are started again."""
+        """Make this the configuration that processes have from now on, or when they are started again."""
         packed = pack_config(config)
-        os.pwrite(self.config_fd, packed, 0)
-        os.truncate(self.config_fd, len(packed))
+        os.pwrite(self.config_fd, _digest(packed) + packed, 0)
+        os.truncate(self.config_fd, _DIGEST_SIZE + len(packed))
 
-    def listening(self) -> socket.socket:
-        """The socket on which this role listens, with its siblings."""
-        return socket.socket(fileno=self.listening_fd)
+    def _packed(self) -> bytes:
+        """The configuration as it is kept. Raises BlockingIOError where another process is about to write it."""
+        kept = os.pread(self.config_fd, os.fstat(self.config_fd).st_size, 0)
+        if _digest(kept[_DIGEST_SIZE:]) != kept[:_DIGEST_SIZE]:
+            raise BlockingIOError("the configuration is being written")
+        return kept[_DIGEST_SIZE:]
+
+    def listening(self) -> list[socket.socket]:
+        """The sockets on which this role listens, with its siblings."""
+        return [socket.socket(fileno=descriptor) for descriptor in self.listening_fds]
 
 
 def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None) -> int:
     """Run these roles, each in processes of its own, until SIGTERM or SIGINT; the exit code. Raises CannotStart."""
     config_fd = os.memfd_create("segnode-config", 0)
-    Inherited(config_file, config_fd, None).keep(config)
+    Inherited(config_file, config_fd).keep(config)
     arguments = ["--config-fd", str(config_fd), *(["--config", str(config_file)] if config_file else [])]
     posts = []
     for role in roles:
@@ -78,15 +92,22 @@ def patiently(attempt: Callable[[], _T], error: type[OSError]) -> _T:
             time.sleep(_RETRY_S)
 
 
+def _digest(packed: bytes) -> bytes:
+    return hashlib.sha256(packed).digest()
+
+
 def _listen(role: Role, config: Config) -> Sequence[int]:
-    """The descriptor of the listening socket that a role's processes share; none for the worker. Raises CannotStart."""
-    keys = {"dimse": ("node.dicom", config.node.dicom), "web": ("node.http", config.node.http)}
-    if role not in keys:
-        return []
-    key, value = keys[role]
+    """The descriptors of the listening sockets that a role's processes share; none for the worker. Raises CannotStart."""
+    node = config.node
+    dimse = {"node.dicom": node.dicom, **({"node.dicom_tls": node.dicom_tls} if node.dicom_tls else {})}
+    addresses: dict[Role, dict[str, str]] = {"dimse": dimse, "web": {"node.http": node.http}, "worker": {}}
+    return [_listen_there(key, value) for key, value in addresses[role].items()]
+
+
+def _listen_there(key: str, value: str) -> int:
     address = parse_address(value, key)
     try:
-        return [patiently(lambda: listen(address), OSError).detach()]
+        return patiently(lambda: listen(address), OSError).detach()
     except OSError as error:
         raise CannotStart(
             f"{key}: cannot listen on {value}: {error.strerror or error}: does another program use it?"

@@ -50,7 +50,7 @@ def supervise(posts: Sequence[Post]) -> int:
 
     A process that cannot start ends the node with its exit code. One that dies later, or that a full disk keeps from
     starting, is started again, after a wait that grows from half a second to half a minute while it keeps dying. SIGHUP
-    goes on to the worker.
+    goes on to the worker and those who receive by DIMSE.
     """
     supervisor = _Supervisor([_Seat(post) for post in posts])
     try:
@@ -132,14 +132,14 @@ class _Supervisor:
         self._terminate()
 
     def _be_told_to_reload(self, *_: object) -> None:
-        """The worker alone has what can change while it runs; it reads the file, and says what it makes of it.
+        """The worker reads the file, and says what it makes of it; who receives by DIMSE reads its certificates.
 
         When the terminal that the node was started in is closed, the same signal comes, and the node stops.
         """
         if self._in_terminal and not os.isatty(_STDERR):
             self._be_told_to_stop()
         for seat in self._seats:
-            if seat.post.role == "worker" and seat.process is not None:
+            if seat.post.role in ("dimse", "worker") and seat.process is not None:
                 seat.process.send_signal(signal.SIGHUP)
 
     def _forget_wakes(self) -> None:

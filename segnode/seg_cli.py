@@ -1,13 +1,17 @@
 """The commands for SEG files: check, info, convert, export, diff."""
 
+import atexit
 import dataclasses
 import gc
+import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 _TYPES = ("labelmap", "binary", "fractional")
 _CODECS = ("native", "implicit", "deflate", "deflate-frames", "rle", "jpeg-ls", "jpeg-2000", "htj2k")
+_STAND_INS = ("pydicom.examples", "urllib.request")
 _EXPORTED = (".nii.gz", ".nrrd", ".npz")
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -46,6 +51,9 @@ def seg() -> None:
     """Look at SEG files, convert, export and compare them."""
     # What a command reads it keeps to its end: to look for cycles among it every 700 objects takes a fifteenth of its time.
     gc.set_threshold(100_000)
+    # Nor at its end, when all of it is given back.
+    atexit.register(gc.freeze)
+    _import_what_is_needed()
 
 
 @seg.command("check")
@@ -177,6 +185,26 @@ def compare(a: Path, b: Path, *, as_json: bool) -> None:
     else:
         _echo_difference(found)
     sys.exit(0 if found.is_equal else 1)
+
+
+def _import_what_is_needed() -> None:
+    """Import NumPy and pydicom without what no command here uses, which takes a tenth of a conversion.
+
+    NumPy starts threads for large matrices; pydicom looks for its examples, imports what downloads more of them, Pillow to
+    convert colours, and codecs, of which the engine has its own.
+    """
+    if "pydicom" in sys.modules:
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    modules: dict[str, Any] = sys.modules
+    hidden = {"requests", "PIL", "pylibjpeg", "jpeg_ls", *_STAND_INS} - modules.keys()
+    # None stands for a module that is not there; pydicom does not start without the others, but uses nothing of them.
+    modules.update({name: ModuleType(name) if name in _STAND_INS else None for name in hidden})
+    try:
+        importlib.import_module("pydicom")
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 def _mapped(file: Path) -> "Buffer":

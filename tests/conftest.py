@@ -1,5 +1,6 @@
 """What tests share: a phantom, real peers, real samples; what is absent skips by name, and fails in CI."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from pydicom import Dataset, dcmread
+from sqlalchemy import Connection, Engine
+from sqlalchemy.event import listens_for
 
 from segnode.testing.phantom import Phantom, write_ct
+from segnode.testing.processes import leads_to
 from segnode.testing.servers import Server, orthanc, orthanc_program
 
 # How long an example takes says nothing on a machine that others use as well.
@@ -18,6 +22,32 @@ settings.load_profile("segnode")
 
 PEERS = Path(__file__).parents[1] / ".peers"
 SAMPLES = Path(os.environ.get("SEGNODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+# Sockets from 1,024 on break pynetdicom's own, in whichever test has them then.
+MOST_DESCRIPTORS = 200
+_engines: set[Engine] = set()
+
+
+@listens_for(Engine, "engine_connect")
+def _note(connection: Connection) -> None:
+    _engines.add(connection.engine)
+
+
+@pytest.fixture(autouse=True)
+def _disposed() -> Iterator[None]:
+    """Databases that a test has looked into are closed when it ends; who looks again opens them again."""
+    yield
+    while _engines:
+        _engines.pop().dispose()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    """What the tests of a file have open is closed when they end: a leak is found in the file that makes it."""
+    yield
+    if leads_to(os.getpid()).total() > MOST_DESCRIPTORS:
+        gc.collect()  # some sockets are in cycles with their associations
+        left = leads_to(os.getpid())
+        assert left.total() <= MOST_DESCRIPTORS, left.most_common(20)
 
 
 def absent(what: str, how: str) -> None:

@@ -21,6 +21,7 @@ from segnode.pipeline.confirm import Confirmer
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.dispatch import Dispatch
 from segnode.pipeline.ports import Committer, Destination
+from segnode.pipeline.workflows import Stages
 from segnode.seg.forms import FORMS
 from segnode.seg.segments import LabelDictionary, Segment
 from segnode.seg.write import Algorithm, Identity, write_labelmap
@@ -98,6 +99,7 @@ class Outbox:
     standings: Standings = field(init=False)
     confirmer: Confirmer = field(init=False)
     deliverer: Deliverer = field(init=False)
+    stages: Stages = field(init=False)
     dispatch: Dispatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,9 +115,10 @@ class Outbox:
                     header = read_header(file)
                 index.add(header, objects.keep(spool.path), 1, "digest", "made", CREATED)
         clock = lambda: self.now  # noqa: E731
-        self.confirmer = Confirmer(self.jobs, self.commitments, self.committers, self.configs, clock)
+        self.confirmer = Confirmer(self.commitments, self.committers, self.configs, clock)
         rows = objects, index, self.jobs, self.standings
         self.deliverer = Deliverer(*rows, self.destinations, self.configs, self.confirmer, Meter("worker"), clock)
+        self.stages = Stages(None, None, self.deliverer, None, self.jobs, Meter("worker"), clock)  # type: ignore[arg-type]  # nothing is made
         self.dispatch = Dispatch(self.jobs, self.standings, self.configs)
 
     def owe(self, *names: str, job: str = "j") -> None:
@@ -128,11 +131,7 @@ class Outbox:
         self.confirmer.wake()
         chosen = self.dispatch.due(self.now)
         for attempt in chosen:
-            for delivery in self.jobs.attempted(attempt):
-                if delivery.state == "confirming":
-                    self.deliverer.confirm(delivery)
-                else:
-                    self.deliverer.attempt(delivery)
+            self.stages.deliver(attempt)
         return chosen
 
     def delivery(self, name: str = "archive", job: str = "j") -> Delivery:

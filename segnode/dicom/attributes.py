@@ -41,10 +41,9 @@ INSTANCE_ATTRIBUTES: Final = (
     "ContentDate",
     "ContentTime",
 )
-# What the index does not keep of patient, study and series, and objects may say of them (PS3.4 C.6.1.1, PS3.3 C.7.1-C.7.3).
-FURTHER_STUDY_ATTRIBUTES: Final = (
-    "SpecificCharacterSet",
-    "TimezoneOffsetFromUTC",
+# Those of STUDY_ATTRIBUTES, and of what it does not keep, that are of the patient (PS3.3 C.7.1.1).
+PATIENT_ATTRIBUTES: Final = STUDY_ATTRIBUTES[:5]
+FURTHER_PATIENT_ATTRIBUTES: Final = (
     "IssuerOfPatientIDQualifiersSequence",
     "PatientBirthTime",
     "OtherPatientIDs",
@@ -57,6 +56,12 @@ FURTHER_STUDY_ATTRIBUTES: Final = (
     "PatientIdentityRemoved",
     "DeidentificationMethod",
     "DeidentificationMethodCodeSequence",
+)
+# What the index does not keep of patient, study and series, and objects may say of them (PS3.4 C.6.1.1, PS3.3 C.7.1-C.7.3).
+FURTHER_STUDY_ATTRIBUTES: Final = (
+    "SpecificCharacterSet",
+    "TimezoneOffsetFromUTC",
+    *FURTHER_PATIENT_ATTRIBUTES,
     "ConsultingPhysicianName",
     "PhysiciansOfRecord",
     "NameOfPhysiciansReadingStudy",
@@ -148,6 +153,8 @@ TYPE_2_ATTRIBUTES: Final = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+# What says whether an object is as its SOP class has it; it is looked at when that comes, and not indexed.
+CLASS_ATTRIBUTES: Final = ("SegmentationType",)
 UID_ATTRIBUTES: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 # Of patient, study and series: one value for all images of a series, which the index keeps.

@@ -14,6 +14,7 @@ PIXEL_DATA: Final = 0x7FE00010
 _PREAMBLE: Final = 128
 _META_GROUP: Final = b"\x02\x00"
 _META_LENGTH: Final = 0x00020000
+_META_ENCODING: Final = Encoding()
 _TRANSFER_SYNTAX: Final = 0x00020010
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
@@ -76,13 +77,15 @@ def read_meta(data: Buffer) -> tuple[str, int]:
     syntax, start, end = "", _PREAMBLE + 4, len(data)
     # What follows is encoded otherwise, and is not to be looked at as an element.
     while start < end and bytes(data[start : start + 2]) == _META_GROUP:
-        element = next(elements(data, start, len(data), Encoding()))
-        start = element.next
-        if element.tag == _META_LENGTH and element.end - element.start == 4:
+        tag, value, length, _ = _header(data, start, len(data), _META_ENCODING)
+        if length == _UNDEFINED or value + length > len(data):
+            raise NotDicom(f"the data ends inside ({tag >> 16:04x},{tag & 0xFFFF:04x})")
+        start = value + length
+        if tag == _META_LENGTH and length == 4:
             # What follows may be deflated, and look like anything.
-            end = min(end, element.next + int.from_bytes(data[element.start : element.end], "little"))
-        if element.tag == _TRANSFER_SYNTAX:
-            syntax = str(data[element.start : element.end], "latin-1").strip(" \0")
+            end = min(end, start + int.from_bytes(data[value:start], "little"))
+        if tag == _TRANSFER_SYNTAX:
+            syntax = str(data[value:start], "latin-1").strip(" \0")
     if not syntax:
         raise NotDicom("TransferSyntaxUID is missing in the file meta information")
     return syntax, start

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian
 
 from segnode.dicom.elements import ITEM, PIXEL_DATA, Buffer, Element, elements, read_meta
-from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
+from segnode.dicom.transfer_syntaxes import NATIVE, Encoding, encoding_of
 from segnode.errors import NotDicom, UnreadablePixels
 
 _FLOAT_PIXEL_DATA: Final = 0x7FE00008
@@ -35,7 +35,6 @@ _HEADER: Final = struct.Struct("<HHI")
 _ITEM_GROUP, _ITEM_NUMBER, _SEQUENCE_END = 0xFFFE, ITEM & 0xFFFF, 0xE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
 _LONG_HEADER: Final = 12
-_NATIVE: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +60,13 @@ class FramePlaces:
         if samples == 3 and self.photometric_interpretation == "YBR_FULL_422":
             samples = 2  # of two pixels next to each other the colour is there once (PS3.3 C.7.6.3.1.2)
         return self.numbers["Rows"] * self.numbers["Columns"] * samples * self.numbers["BitsAllocated"]
+
+    def span(self, index: int) -> tuple[int, int] | None:
+        """Where the bytes of a native frame begin and end in the file; None where they are shifted, or swapped."""
+        if self.bits % 8 or self.swapped_by != 1:
+            return None
+        size = self.bits // 8
+        return self.start + index * size, self.start + (index + 1) * size
 
     def native(self, buffer: Buffer, index: int) -> bytes:
         """A native frame, little endian, its first pixel at the first bit of a byte (PS3.5 8.1.1)."""
@@ -119,7 +125,7 @@ def places_in_data_set(buffer: Buffer, start: int, syntax: str) -> FramePlaces |
     photometric = _text(buffer, found.get(_PHOTOMETRIC_INTERPRETATION))
     known = (syntax, numbers, photometric, int(count))
     if _is_native(buffer, pixels, encoding):
-        if syntax not in _NATIVE:
+        if syntax not in NATIVE:
             raise UnreadablePixels(f"PixelData is no sequence of fragments, as transfer syntax {syntax} has it")
         places = FramePlaces(
             *known, pixels.start, pixels.end, None, _swapped_by(buffer, pixels, syntax, numbers["BitsAllocated"])

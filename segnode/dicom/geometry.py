@@ -1,6 +1,6 @@
 """Where slices lie in the patient: ordering them along their normal and proving that they are one volume.
 
-All coordinates are millimetres in the LPS patient coordinate system (PS3.3 C.7.6.2.1.1).
+All coordinates are millimetres in the LPS patient coordinate system (PS3.3 C.7.6.2.1.1), which NIfTI and others have as RAS.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from segnode.errors import NotAVolume
 
 Vector = npt.NDArray[np.float64]
 
+LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _COSINE_TOLERANCE: Final = 1e-3
 _PIXEL_SPACING_TOLERANCE: Final = 1e-3  # of the spacing
 _SLICE_SPACING_TOLERANCE: Final = 0.05  # of the spacing
@@ -77,15 +78,18 @@ def unit_normal(row_cosine: Vector, column_cosine: Vector) -> Vector:
 
 def _require_one_grid(planes: Sequence[Plane]) -> None:
     first = planes[0]
-    for plane in planes:
+    turned = np.abs(np.subtract([plane.orientation for plane in planes], first.orientation)).max(axis=1) > _COSINE_TOLERANCE
+    spacings = np.array([plane.spacing for plane in planes])
+    stretched = (np.abs(spacings - spacings[0]) > _PIXEL_SPACING_TOLERANCE * np.abs(spacings[0])).any(axis=1)
+    for plane, is_turned, is_stretched in zip(planes, turned.tolist(), stretched.tolist(), strict=True):
         where = f"SOP instance {plane.sop_instance_uid} against {first.sop_instance_uid}"
         if plane.frame_of_reference_uid != first.frame_of_reference_uid:
             raise NotAVolume(f"the series mixes frames of reference (FrameOfReferenceUID of {where})")
-        if not np.allclose(plane.orientation, first.orientation, rtol=0, atol=_COSINE_TOLERANCE):
+        if is_turned:
             raise NotAVolume(f"the series mixes orientations (ImageOrientationPatient of {where})")
         if (plane.rows, plane.columns) != (first.rows, first.columns):
             raise NotAVolume(f"the series mixes image sizes (Rows, Columns of {where})")
-        if not np.allclose(plane.spacing, first.spacing, rtol=_PIXEL_SPACING_TOLERANCE, atol=0):
+        if is_stretched:
             raise NotAVolume(f"the series mixes pixel spacings (PixelSpacing of {where})")
 
 
@@ -128,3 +132,8 @@ def _require_even_gaps(planes: Sequence[Plane], order: npt.NDArray[np.intp], dis
         if abs(gap - usual) > tolerance:
             what = f"there is a gap of {gap:.2f} mm where {usual:.2f} mm is usual"
             raise NotAVolume(f"{what} ({where}): were all images received?")
+
+
+def column_row_slice(affine: Vector) -> Vector:
+    """An affine of (slice, row, column) as one of (column, row, slice), and the other way round."""
+    return np.asarray(affine[:, [2, 1, 0, 3]])

@@ -7,16 +7,17 @@ data set, so that a hostile object costs no more than an honest one.
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.filereader import read_sequence
 
 from segnode.dicom.attributes import (
+    CLASS_ATTRIBUTES,
     INSTANCE_ATTRIBUTES,
     ITEM_ATTRIBUTES,
     SERIES_ATTRIBUTES,
@@ -26,16 +27,33 @@ from segnode.dicom.attributes import (
 from segnode.dicom.elements import LONG_VRS
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import is_uid
-from segnode.errors import BadIdentifier, Mismatch, NotDicom
+from segnode.errors import BadIdentifier, InvalidInstance, Mismatch, NotDicom
 
-_PREAMBLE: Final = 128
+PREAMBLE: Final = 128
+_META: Final = PREAMBLE + 4
+_FIRST_BLOCK: Final = 4096
+_META_GROUP_LENGTH: Final = struct.Struct("<HH2sHL")
+_IS_META_GROUP_LENGTH: Final = [0x0002, 0x0000, b"UL", 4]
+_META_WANTED: Final[Mapping[int, str]] = {
+    0x00020002: "MediaStorageSOPClassUID",
+    0x00020003: "MediaStorageSOPInstanceUID",
+    0x00020010: "TransferSyntaxUID",
+}
 _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONGEST_VALUE: Final = 64 * 1024
 _LONGEST_SEQUENCE: Final = 4 * 1024 * 1024
 _MOST_ITEMS: Final = 65535  # as many segments as there are numbers for
 _LONGEST_DEFLATED_HEADER: Final = 32 * 1024 * 1024
+_HEAD: Final = 32 * 1024
+_LONG_HEADER: Final = 12
+_DELIMITATION_GROUP: Final = 0xFFFE
+_IMPLICIT, _EXPLICIT, _LENGTH = struct.Struct("<HHI"), struct.Struct("<HH2sH"), struct.Struct("<I")
+_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _BINARY_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i"}
+# In these, and without an escape, a byte below 128 is the character of ASCII.
+_ASCII_AS_IT_IS: Final = frozenset(("iso8859", "latin_1", "UTF8", "iso8859_2", "iso8859_3", "iso8859_4"))
+_ESCAPE: Final = b"\x1b"
 _CHARACTER_SET_TAG: Final = 0x00080005
 _CONTRIBUTING_EQUIPMENT_TAG: Final = 0x0018A001
 _DATA_SET: Final = 0x00030000
@@ -72,7 +90,16 @@ class Header:
 
 
 @dataclass(frozen=True)
-class _Element:
+class FileMeta:
+    """What the file meta information says of an object, and where its data set begins."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    dataset_offset: int
+
+
+class _Element(NamedTuple):
     tag: int
     vr: bytes
     offset: int
@@ -105,29 +132,59 @@ def read_header(file: BinaryIO) -> Header:
     )
 
 
+def read_file_meta(file: BinaryIO) -> FileMeta:
+    """Read the file meta information of a Part 10 file that is open for reading; of its data set only what that lacks.
+
+    Raises what read_header does.
+    """
+    start = file.tell()
+    meta, dataset_offset = _read_file_meta(file)
+    transfer_syntax = _required_uid(meta, "TransferSyntaxUID")
+    if not (meta.get("MediaStorageSOPClassUID") and meta.get("MediaStorageSOPInstanceUID")):
+        file.seek(start)
+        header = read_header(file)
+        return FileMeta(header.sop_class_uid, header.sop_instance_uid, transfer_syntax, dataset_offset)
+    sop_class, sop_instance = (_required_uid(meta, f"MediaStorageSOP{which}UID") for which in ("Class", "Instance"))
+    return FileMeta(sop_class, sop_instance, transfer_syntax, dataset_offset)
+
+
 def _read_file_meta(file: BinaryIO) -> tuple[dict[str, str], int]:
-    start = file.read(_PREAMBLE + 4)
-    if start[_PREAMBLE:] != b"DICM":
+    start = file.read(_FIRST_BLOCK)
+    if start[PREAMBLE:_META] != b"DICM":
         raise NotDicom("not a DICOM file: there is no DICM prefix after 128 bytes")
-    wanted = {tag_for_keyword(k): k for k in ("TransferSyntaxUID", "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")}
+    begin = _META + _META_GROUP_LENGTH.size
+    *tag_and_vr, length = _META_GROUP_LENGTH.unpack_from(start.ljust(begin, b"\0"), _META)
+    end = begin + length
+    # What follows may be deflated, and look like an element of the group; where more of that follows the length is wrong.
+    if tag_and_vr == _IS_META_GROUP_LENGTH and end <= len(start) and start[end : end + 2] != b"\x02\0":
+        found, at = _skim(start[:end], _META, Encoding(), _DATA_SET, _META_WANTED, end)
+        if at == end:
+            return {_META_WANTED[each.tag]: _text(start[each.offset : each.offset + each.length]) for each in found}, end
+    file.seek(_META - len(start), io.SEEK_CUR)
     values: dict[str, str] = {}
     offset = file.tell()
     for element in _walk(file, Encoding(), stop=_DATA_SET):
         offset = element.offset + element.length
-        if element.tag in wanted and element.length <= _LONGEST_VALUE:
-            values[wanted[element.tag]] = _text(_value(file, element))
+        if element.tag in _META_WANTED and element.length <= _LONGEST_VALUE:
+            values[_META_WANTED[element.tag]] = _text(_value(file, element))
     return values, offset
 
 
-_INDEXED: Final[Mapping[int, str]] = {
-    tag: keyword
-    for keyword in (*UID_ATTRIBUTES, *STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES, *INSTANCE_ATTRIBUTES)
+_INDEXED: Final[Mapping[int, tuple[str, str]]] = {
+    tag: (keyword, dictionary_VR(tag))
+    for keyword in (*UID_ATTRIBUTES, *STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES, *INSTANCE_ATTRIBUTES, *CLASS_ATTRIBUTES)
     if (tag := tag_for_keyword(keyword)) is not None
 }
 
 
 _ITEMS: Final[Mapping[int, str]] = {
     tag: keyword for keyword in ITEM_ATTRIBUTES if (tag := tag_for_keyword(keyword)) is not None
+}
+
+
+_LONGEST: Final[Mapping[int, int]] = {
+    **dict.fromkeys((_CHARACTER_SET_TAG, _CONTRIBUTING_EQUIPMENT_TAG, *_INDEXED), _LONGEST_VALUE),
+    **dict.fromkeys(_ITEMS, _LONGEST_SEQUENCE),
 }
 
 
@@ -142,17 +199,17 @@ def _read_dataset(
     items: dict[str, list[dict[str, str]]] = {}
     encodings = ["iso8859"]
     # Of a deflated data set only the start is there: whether its pixel data is whole shows when it is decoded.
-    for element in _walk(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
-        if element.tag == _CHARACTER_SET_TAG:
-            encodings = _python_encodings(_text(_value(stream, element)))
-        elif element.tag == _CONTRIBUTING_EQUIPMENT_TAG and element.length <= _LONGEST_VALUE:
-            contributors = _contributors(_value(stream, element), encoding)
-        elif element.tag in _ITEMS and element.length <= _LONGEST_SEQUENCE:
+    for element, value in _wanted(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
+        if element.tag in _INDEXED:
+            keyword, vr = _INDEXED[element.tag]
+            values[keyword] = _decoded(value, vr, order, encodings)
+        elif element.tag == _CHARACTER_SET_TAG:
+            encodings = _python_encodings(_text(value))
+        elif element.tag == _CONTRIBUTING_EQUIPMENT_TAG:
+            contributors = _contributors(value, encoding)
+        else:
             keyword = _ITEMS[element.tag]
-            items[keyword] = _indexed_items(keyword, _value(stream, element), _inside(element, encoding), encodings)
-        elif element.tag in _INDEXED and element.length <= _LONGEST_VALUE:
-            keyword = _INDEXED[element.tag]
-            values[keyword] = _decoded(_value(stream, element), dictionary_VR(element.tag), order, encodings)
+            items[keyword] = _indexed_items(keyword, value, _inside(element, encoding), encodings)
     return values, contributors, items
 
 
@@ -212,6 +269,52 @@ def _inflate_start(file: BinaryIO) -> bytes:
     return bytes(inflated)
 
 
+def _wanted(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[tuple[_Element, bytes]]:
+    """The top-level elements from here to the tag `stop` that something is read of, with their values."""
+    begin, end, at = file.tell(), _end_of(file), 0
+    if encoding.little_endian:
+        head = file.read(_HEAD)
+        skimmed, at = _skim(head, 0, encoding, stop, _LONGEST, end - begin)
+        for element in skimmed:
+            yield element, head[element.offset : element.offset + element.length]
+        if begin + at == end:
+            return
+    file.seek(begin + at)
+    for element in _walk(file, encoding, stop):
+        if element.length <= _LONGEST.get(element.tag, -1):
+            yield element, _value(file, element)
+
+
+def _skim(head: bytes, at: int, encoding: Encoding, stop: int, wanted: Container[int], size: int) -> tuple[list[_Element], int]:
+    """The elements of these tags from there on, and where the first is that has to be looked at closer.
+
+    Every object's elements are gone through as it comes in: those with which nothing is unusual are here. `size` is that
+    of all which `head` is the beginning of: what is not wanted of it may end there.
+    """
+    found = []
+    implicit_vr, end, vr = encoding.implicit_vr, len(head), b""
+    while at <= end - _LONG_HEADER:
+        start = at + 8
+        if implicit_vr:
+            group, number, length = _IMPLICIT.unpack_from(head, at)
+        else:
+            group, number, vr, length = _EXPLICIT.unpack_from(head, at)
+            if vr in LONG_VRS:
+                start = at + _LONG_HEADER
+                (length,) = _LENGTH.unpack_from(head, at + 8)
+            elif vr not in _SHORT_VRS:
+                break
+        tag = group << 16 | number
+        if tag >= stop or start + length > size or length == _UNDEFINED or group == _DELIMITATION_GROUP:
+            break
+        if tag in wanted:
+            if start + length > end:
+                break
+            found.append(_Element(tag, vr, start, length))
+        at = start + length
+    return found, at
+
+
 def _walk(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[_Element]:
     """The top-level elements from here to the tag `stop`; the value of each may be read before the next is asked for."""
     end = _end_of(file)
@@ -238,7 +341,7 @@ def _next_element(file: BinaryIO, encoding: Encoding, stop: int = _BEYOND_ANY) -
     tag = group << 16 | number
     if tag >= stop:
         return None
-    if encoding.implicit_vr or group == 0xFFFE:
+    if encoding.implicit_vr or group == _DELIMITATION_GROUP:
         return _Element(tag, b"", file.tell(), struct.unpack(order + "I", start[4:])[0])
     vr = start[4:6]
     if not (vr.isalpha() and vr.isupper()):
@@ -296,7 +399,8 @@ def _decoded(value: bytes, vr: str, order: str, encodings: list[str]) -> str:
     if code:
         count = len(value) // struct.calcsize(code)
         return "\\".join(str(n) for n in struct.unpack_from(f"{order}{count}{code}", value))
-    if vr not in ("PN", "LO", "SH", "LT", "ST", "UC", "UT"):
+    is_ascii = value.isascii() and _ESCAPE not in value and encodings[0] in _ASCII_AS_IT_IS
+    if is_ascii or vr not in ("PN", "LO", "SH", "LT", "ST", "UC", "UT"):
         return _text(value)
     delimiters = {0x5E, 0x3D, 0x5C} if vr == "PN" else {0x5C, 0x0A, 0x0C, 0x0D}
     return decode_bytes(value, encodings, delimiters).strip(" \0")
@@ -314,7 +418,8 @@ def _required_uid(values: Mapping[str, str], keyword: str) -> str:
     if not value:
         raise BadIdentifier(f"{keyword} is missing: the object cannot be kept without it", keyword)
     if not is_uid(value):
-        raise BadIdentifier(f"{keyword} does not hold a UID (digits and dots, 64 characters at most)", keyword)
+        kind = InvalidInstance if keyword == "SOPInstanceUID" else BadIdentifier
+        raise kind(f"{keyword} does not hold a UID (digits and dots, 64 characters at most)", keyword)
     return value
 
 

@@ -1,13 +1,19 @@
 """DICOM JSON (PS3.18 F) of attributes that are kept as text."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache, lru_cache
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cache
 from typing import Any, Final
 
+import msgspec
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 _WHOLE: Final = ("IS", "US", "UL", "SS", "SL")
 _DECIMAL: Final = ("DS", "FL", "FD")
+_ESCAPED: Final = re.compile(r'["\\]')
+_LONGEST_WHOLE: Final = 12
+_NO_TEXT: Final = frozenset((*_WHOLE, *_DECIMAL, "PN"))
 _PERSON_NAME_PARTS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 
 Json = dict[str, Any]
@@ -15,13 +21,52 @@ Json = dict[str, Any]
 
 def attributes_json(attributes: Mapping[str, str]) -> Json:
     """Several attributes, in the order of their tags."""
-    return attributes_as_json(attributes)(attributes)
+    return {tag: _element(vr, attributes[keyword]) for tag, vr, keyword in _by_tag(attributes)}
 
 
-def attributes_as_json(keywords: Iterable[str]) -> Callable[[Mapping[str, str]], Json]:
-    """A function that makes `attributes_json` of many objects, of each these attributes."""
-    named = sorted((*_tag_and_vr(keyword), keyword) for keyword in keywords)
-    return lambda attributes: {tag: _element(vr, attributes[keyword]) for tag, vr, keyword in named}
+def member(tag: str, element: Json) -> bytes:
+    """An element as the text of a member of a JSON object; such texts are in the order of their tags."""
+    return b'"%b":%b' % (tag.encode(), msgspec.json.encode(element))
+
+
+def members(attributes: Mapping[str, Sequence[str]]) -> Iterator[tuple[bytes, ...]]:
+    """Of each of several objects the members of its JSON, by tag; of each attribute the values in all of them are given."""
+    columns = []
+    for tag, vr, keyword in _by_tag(attributes):
+        texts = _texts(tag, vr, set(attributes[keyword]))
+        columns.append([texts[value] for value in attributes[keyword]])
+    return zip(*columns, strict=True)
+
+
+def objects(attributes: Mapping[str, Sequence[str]]) -> list[bytes]:
+    """The JSON of each of several objects, of these members alone."""
+    parts, columns, count = [], [], 0
+    for tag, vr, keyword in _by_tag(attributes):
+        count, texts = len(attributes[keyword]), _texts(tag, vr, set(attributes[keyword]))
+        if len(texts) == 1:  # most are alike in a series
+            parts.append(next(iter(texts.values())).replace(b"%", b"%%"))
+        else:
+            parts.append(b"%b")
+            columns.append([texts[value] for value in attributes[keyword]])
+    text = b"{%b}" % b",".join(parts)
+    return [text % each for each in zip(*columns, strict=True)] if columns else [text % ()] * count
+
+
+def _texts(tag: str, vr: str, values: AbstractSet[str]) -> dict[str, bytes]:
+    """By its value the text of a member; what can be, is said of all values at once."""
+    start, together = f'"{tag}":{{"vr":"{vr}"'.encode(), "".join(values)
+    filled = values - {""}
+    if vr not in _NO_TEXT and together.isascii() and together.isprintable() and not _ESCAPED.search(together):
+        texts = {value: b'%b,"Value":["%b"]}' % (start, value.encode()) for value in filled}
+    elif vr in _WHOLE and together.isascii() and together.isdecimal() and max(map(len, filled)) <= _LONGEST_WHOLE:
+        texts = {value: b'%b,"Value":[%d]}' % (start, int(value)) for value in filled}
+    else:
+        texts = {value: b'%b,"Value":%b}' % (start, msgspec.json.encode(_values(vr, value))) for value in filled}
+    return texts | dict.fromkeys(values - filled, start + b"}")
+
+
+def _by_tag(keywords: Iterable[str]) -> list[tuple[str, str, str]]:
+    return sorted((*_tag_and_vr(keyword), keyword) for keyword in keywords)
 
 
 def sequence_json(keyword: str, items: list[Json]) -> Json:
@@ -37,10 +82,12 @@ def _tag_and_vr(keyword: str) -> tuple[str, str]:
     return f"{tag:08X}", dictionary_VR(tag)
 
 
-@lru_cache(maxsize=4096)
 def _element(vr: str, text: str) -> Json:
-    """An element that is not to be changed: many objects have the same."""
-    return {"vr": vr, "Value": [_value(vr, single) for single in text.split("\\")]} if text else {"vr": vr}
+    return {"vr": vr, "Value": _values(vr, text)} if text else {"vr": vr}
+
+
+def _values(vr: str, text: str) -> list[Any]:
+    return [_value(vr, single) for single in text.split("\\")]
 
 
 def _value(vr: str, text: str) -> Any:

@@ -6,15 +6,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from segnode.dicom.dataset_json import WORDS, little_endian
+from segnode.dicom.elements import PIXEL_DATA
 from segnode.dicom.jpeg_lossless import use_jpeg_lossless
 from segnode.errors import UnreadablePixels
 
 # What pydicom and decoders do for objects that are not what they say.
-_OF_BAD_OBJECTS: Final = (
+OF_BAD_OBJECTS: Final = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -29,28 +31,29 @@ _OF_BAD_OBJECTS: Final = (
 )
 
 
-def in_native(path: Path, transfer_syntax_uid: str) -> bytes:
+def in_native(part10: Path | BytesIO, transfer_syntax_uid: str) -> bytes:
     """The object of a Part 10 file as one in explicit or implicit VR little endian: the same attributes and UIDs.
 
-    What was compressed with loss stays marked so. Raises UnreadablePixels where it cannot be decoded, or is big endian.
+    What was compressed with loss stays marked so. Raises UnreadablePixels where it cannot be decoded, or is big endian and has
+    values of unknown VR, whose bytes nobody can put in order.
     """
     use_jpeg_lossless()
     try:
-        dataset = dcmread(path)
+        dataset = dcmread(part10)
         _decode(dataset)
         file = BytesIO()
         dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-        dataset.save_as(file, implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian, little_endian=True)
-    except _OF_BAD_OBJECTS as error:
+        dcmwrite(file, dataset, implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian, little_endian=True)
+    except OF_BAD_OBJECTS as error:
         raise UnreadablePixels(f"it cannot be had in native encoding: {error}") from error
     return file.getvalue()
 
 
 def _decode(dataset: Dataset) -> None:
-    """Decode the pixels of a data set in its place. Raises ValueError for big endian, and whatever pydicom does."""
+    """Decode the pixels of a data set in its place. Raises ValueError, and whatever pydicom does."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == ExplicitVRBigEndian:
-        raise ValueError("the bytes of big endian values that are no numbers cannot be put in order")
+        _put_in_order(dataset)
     if not syntax.is_compressed or "PixelData" not in dataset:
         return
     # In the colour space that it is in: another would round every pixel.
@@ -60,3 +63,18 @@ def _decode(dataset: Dataset) -> None:
     for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # of the encoding, not of the object
         if keyword in dataset:
             del dataset[keyword]
+
+
+def _put_in_order(dataset: Dataset) -> None:
+    """Swap the words of what is binary in a big endian data set; what is a number or text to pydicom it sees to itself."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                _put_in_order(item)
+        elif element.VR == "UN" and element.value:
+            raise ValueError(f"{element.tag} is of unknown VR and big endian: its bytes cannot be put in order")
+        elif element.VR in WORDS and element.value:
+            word = WORDS[element.VR]
+            if element.VR == "OW" and element.tag == PIXEL_DATA:
+                word = max(word, dataset.BitsAllocated // 8)
+            element.value = little_endian(element.value, word)

@@ -14,8 +14,10 @@ from segnode.errors import NotDicom
 _NATIVE: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 
-def native_values(part10: bytes, header: Dataset) -> npt.NDArray[np.integer] | None:
+def native_values(part10: bytes, header: Dataset, start: int | None = None) -> npt.NDArray[np.integer] | None:
     """The stored values (rows, columns) of a single-frame grey image, `header` being that of the file.
+
+    `start` is where an element begins that is not behind the pixels, so that those before it need not be walked through.
 
     None for what is encoded otherwise, is no such image, or lacks pixels: a decoder reads it, or says what is wrong.
     """
@@ -26,16 +28,22 @@ def native_values(part10: bytes, header: Dataset) -> npt.NDArray[np.integer] | N
         return None
     dtype = np.dtype(f"<{'ui'[header.PixelRepresentation]}{bits // 8}")
     count = header.Rows * header.Columns
-    found = _pixel_data(part10, encoding_of(syntax))
+    found = _pixel_data(part10, encoding_of(syntax), start)
     if found is None or len(found) < count * dtype.itemsize:
         return None
-    values: npt.NDArray[np.integer] = np.frombuffer(found, dtype, count).reshape(header.Rows, header.Columns)
-    return values
+    return of_stored_bits(np.frombuffer(found, dtype, count).reshape(header.Rows, header.Columns), header)
 
 
-def _pixel_data(part10: bytes, encoding: Encoding) -> memoryview | None:
+def of_stored_bits(values: npt.NDArray[np.integer], header: Dataset) -> npt.NDArray[np.integer]:
+    """Values of BitsAllocated without what is above BitsStored: that may be an overlay, or not be the sign (PS3.5 8.1.1)."""
+    unused = values.itemsize * 8 - int(header.get("BitsStored") or 0)
+    return values if not 0 < unused < values.itemsize * 8 else (values << unused) >> unused
+
+
+def _pixel_data(part10: bytes, encoding: Encoding, start: int | None) -> memoryview | None:
     try:
-        _, start = read_meta(part10)
+        if start is None:
+            _, start = read_meta(part10)
         found = next((e for e in elements(part10, start, len(part10), encoding) if e.tag == PIXEL_DATA), None)
     except NotDicom:
         return None

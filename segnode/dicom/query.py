@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 from segnode.dicom.uids import is_uid
 from segnode.errors import BadRequest
@@ -23,6 +23,8 @@ _TIME: Final = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?|([01]\d|2[0-3
 _NUMBER: Final = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 _NUMBERS: Final = ("IS", "US", "SS", "UL", "SL")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_NO_VALUE: Final = '""'
+_MULTIPLE: Final = ("AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC")
 _LISTS: Final = ("UI", "CS")  # whose values hold neither a comma nor a backslash
 _BETWEEN_WORDS: Final = re.compile(r"[\s^=,.-]+")
 _ACCENTS: Final = range(0x300, 0x370)
@@ -34,6 +36,18 @@ class Exactly:
     """Single value matching, and a list of UIDs or codes: one of these."""
 
     values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Every:
+    """Multiple value matching: each of these among its values (PS3.4 C.2.2.2.8)."""
+
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Empty value matching: no value (PS3.4 C.2.2.2.7)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class Words:
     starts: Sequence[str]
 
 
-Asked = Exactly | Wildcard | Between | Number | Name | Words
+Asked = Exactly | Every | Empty | Wildcard | Between | Number | Name | Words
 
 
 @dataclass(frozen=True)
@@ -92,18 +106,30 @@ class Query:
     combines_datetimes: bool = False
 
 
-def asked(path: str, text: str, *, fuzzy: bool = False) -> Asked | None:
-    """What the text of a key asks of the attribute at the end of its path; None of any value. Raises BadRequest."""
+def asked(path: str, text: str, *, fuzzy: bool = False, empty: bool = False, multiple: bool = False) -> Asked | None:
+    """What the text of a key asks of the attribute at the end of its path; None of any value. Raises BadRequest.
+
+    With `empty`, two quotation marks ask for no value; with `multiple`, several values ask for an attribute that has all.
+    """
     keyword, text = path.rpartition(".")[2], text.strip()
-    vr = dictionary_VR(tag_for_keyword(keyword) or 0)
+    tag = tag_for_keyword(keyword) or 0
+    vr = dictionary_VR(tag)
+    if empty and text == _NO_VALUE:
+        return Empty()
     if not text.strip("*"):
         return None
     if _CONTROL.search(text):
         raise BadRequest(f"the value of {path} holds control characters")
+    if multiple and vr in _MULTIPLE and dictionary_VM(tag) != "1" and len(several := _several(text)) > 1:
+        return _all_of(path, several)
     if vr in _LISTS:
-        return _any_of(path, vr, [value for part in text.split("\\") for value in part.split(",") if value])
+        return _any_of(path, vr, _several(text))
     if len(text) > _LONGEST:
         raise BadRequest(f"the value of {path} is longer than {_LONGEST} characters")
+    return _single(path, vr, text, fuzzy=fuzzy)
+
+
+def _single(path: str, vr: str, text: str, *, fuzzy: bool) -> Asked | None:
     if vr in ("DA", "TM"):
         return _between(path, vr, text)
     if vr in _NUMBERS:
@@ -114,6 +140,11 @@ def asked(path: str, text: str, *, fuzzy: bool = False) -> Asked | None:
         name = words(text) if fuzzy else name_groups(text)
         return (Words(name) if fuzzy else Name(name)) if any(name) else None
     return Wildcard(text) if is_pattern(text) else Exactly((text,))
+
+
+def _several(text: str) -> list[str]:
+    """The values of a list, between commas or backslashes."""
+    return [value for part in text.split("\\") for value in part.split(",") if value]
 
 
 def is_pattern(text: str) -> bool:
@@ -145,6 +176,12 @@ def _any_of(path: str, vr: str, values: Sequence[str]) -> Asked | None:
     if patterns and len(values) > 1:
         raise BadRequest(f"{path}: one value with wildcards, or several without")
     return Wildcard(patterns[0]) if patterns else Exactly(tuple(values))
+
+
+def _all_of(path: str, values: Sequence[str]) -> Every:
+    if any(is_pattern(value) for value in values):
+        raise BadRequest(f"{path}: with multiplevaluematching several values have no wildcards (PS3.4 C.2.2.2.8)")
+    return Every(tuple(values))
 
 
 def _between(path: str, vr: str, text: str) -> Between:

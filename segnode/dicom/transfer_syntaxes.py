@@ -11,13 +11,24 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
+    MPEGTransferSyntaxes,
     RLELossless,
+    SMPTEST211020UncompressedInterlacedActiveVideo,
+    SMPTEST211020UncompressedProgressiveActiveVideo,
 )
 
+NATIVE: Final = frozenset(
+    map(str, (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian))
+)
 DEFLATED_IMAGE_FRAME: Final = "1.2.840.10008.1.2.8.1"
 JPEG_XL: Final = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")
 JPIP: Final = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95")
 ENCAPSULATED_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"
+VIDEO: Final = (
+    *map(str, MPEGTransferSyntaxes),
+    str(SMPTEST211020UncompressedProgressiveActiveVideo),
+    str(SMPTEST211020UncompressedInterlacedActiveVideo),
+)
 JPEG_LOSSLESS_SV1: Final = "1.2.840.10008.1.2.4.70"
 
 

@@ -13,9 +13,16 @@ SEGMENTATION_CLASSES: Final = (SegmentationStorage, LABEL_MAP_SEGMENTATION_STORA
 IMPLEMENTATION_CLASS_UID: Final = UID("2.25.186353398273466513867233812170395281561")
 IMPLEMENTATION_VERSION_NAME: Final = "SEGNODE_0_1"
 MANUFACTURER: Final = "segnode"
+# Of UIDs that are made of a UUID, without asking anybody (PS3.5 B.2).
+UUID_ROOT: Final = "2.25"
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_NEWER_NAMES = {LABEL_MAP_SEGMENTATION_STORAGE: "Label Map Segmentation Storage"}
+_NEWER_NAMES = {
+    LABEL_MAP_SEGMENTATION_STORAGE: "Label Map Segmentation Storage",
+    UID("1.2.840.10008.5.1.4.1.1.66.8"): "Height Map Segmentation Storage",
+    UID("1.2.840.10008.5.1.4.1.1.9.100.1"): "Waveform Presentation State Storage",
+    UID("1.2.840.10008.5.1.4.1.1.9.100.2"): "Waveform Acquisition Presentation State Storage",
+}
 
 
 def is_uid(value: str) -> bool:
@@ -26,9 +33,14 @@ def is_uid(value: str) -> bool:
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
-def derived_uid(*parts: str | Iterable[str]) -> UID:
-    """A UID under 2.25 from a SHA-256 over the parts: the same parts always give the same UID."""
-    return UID(f"2.25.{int(derived_digest(*parts)[:32], 16)}")
+def root_of(uid: str) -> str:
+    """The root of a UID that was derived."""
+    return uid.rpartition(".")[0]
+
+
+def derived_uid(*parts: str | Iterable[str], root: str = UUID_ROOT) -> UID:
+    """A UID under a root of 35 characters at most, from a SHA-256 over the parts: the same give the same UID at every time."""
+    return UID(f"{root}.{int(derived_digest(*parts)[:32], 16) % 10 ** (63 - len(root))}")
 
 
 def derived_digest(*parts: str | Iterable[str]) -> str:

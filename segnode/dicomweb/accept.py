@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian
@@ -75,15 +76,21 @@ def _is_default(offer: Representation, asked: str) -> bool:
     return offer.transfer_syntax in ("", ExplicitVRLittleEndian) or asked.startswith("image/")
 
 
-def parse_accept(header: str, parameter: str = "") -> list[MediaRange]:
+@lru_cache(maxsize=64)
+def parse_accept(header: str, parameter: str = "") -> tuple[MediaRange, ...]:
     """The entries of an Accept header, or of the query parameter `accept`, which outranks it; all is taken without either."""
     # In a query + is a space.
     text = parameter.replace(" json", "+json").replace(" xml", "+xml") or header or "*/*"
-    return [_media_range(entry.strip()) for entry in _ENTRY.findall(text) if entry.strip()]
+    return tuple(_media_range(entry.strip()) for entry in _ENTRY.findall(text) if entry.strip())
 
 
 def choose(ranges: Sequence[MediaRange], offers: Sequence[Representation]) -> Representation | None:
     """The offer of the greatest quality; of equal ones that which was asked for first, then that which is offered first."""
+    return _chosen(tuple(ranges), tuple(offers))
+
+
+@lru_cache(maxsize=64)
+def _chosen(ranges: Sequence[MediaRange], offers: Sequence[Representation]) -> Representation | None:
     best: tuple[float, int, int] | None = None
     chosen = None
     for place, offer in enumerate(offers):
@@ -94,6 +101,11 @@ def choose(ranges: Sequence[MediaRange], offers: Sequence[Representation]) -> Re
             if rank[0] > 0 and (best is None or rank > best):
                 best, chosen = rank, offer
     return chosen
+
+
+def in_any_syntax(ranges: Sequence[MediaRange]) -> list[MediaRange]:
+    """The same ranges, with any transfer syntax where they name none: for what cannot be had in the default one."""
+    return [replace(each, transfer_syntax=each.transfer_syntax or ANY_SYNTAX) for each in ranges]
 
 
 def require(ranges: Sequence[MediaRange], offers: Sequence[Representation], what: str) -> Representation:

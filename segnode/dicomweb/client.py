@@ -2,21 +2,32 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from mmap import mmap
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 import httpx
 
 from segnode.config import FormName
-from segnode.dicom.header import read_header
+from segnode.dicom.header import read_file_meta
 from segnode.dicom.status import meaning_of, require_stored
 from segnode.dicomweb.peer import DicomWebPeer
-from segnode.errors import AlreadyThere, CannotAsk, CannotReadBack, DeliveryDeferred, DeliveryRefused, FormRefused, NotLetIn
+from segnode.errors import (
+    AlreadyThere,
+    BrokeOff,
+    CannotAsk,
+    CannotReadBack,
+    DeliveryDeferred,
+    DeliveryFailed,
+    DeliveryRefused,
+    FormRefused,
+    NotLetIn,
+    Refusal,
+)
 from segnode.pipeline.ports import Encoded, Identified
 
 _REFERENCED, _FAILED, _OTHER = "00081199", "00081198", "0008119A"
@@ -29,14 +40,19 @@ _FOUND: Final = (200, 204)
 _NOT_LET_IN: Final = (401, 403, 407)
 _PASSING: Final = (408, 425, 429)
 _GONE: Final = (404, 410)
+# Of a request that many objects were in, and that says nothing of some of them: those are let in by themselves perhaps.
+_REFUSED_TOGETHER: Final = (*_REFUSED_FORM, 413)
 _BLOCK: Final = 1 << 16
+_MOST_BYTES: Final = 64 << 20
+_MOST_PARTS: Final = 100
 
 
 @dataclass(frozen=True)
 class StowDestination:
-    """An archive that is reached by STOW-RS."""
+    """An archive that is reached by STOW-RS: by a connection for each request, or by those of a client that is open."""
 
     peer: DicomWebPeer
+    client: httpx.Client | None = field(default=None, repr=False)
 
     @property
     def where(self) -> str:
@@ -45,7 +61,7 @@ class StowDestination:
 
     @contextmanager
     def reach(self, _forms: Sequence[FormName]) -> Iterator["StowDestination"]:
-        """Every request is a connection of its own, and nothing is negotiated; see the port Destination."""
+        """Nothing is negotiated; see the port Destination."""
         yield self
 
     def accepts(self, _form: FormName) -> bool:
@@ -54,7 +70,7 @@ class StowDestination:
 
     def store(self, encoded: Encoded) -> str:
         """Send by STOW-RS; see the port Door."""
-        return self._post(encoded.part10, encoded.sop_instance_uid)
+        return stored_answer(self._post([encoded.part10]), encoded.sop_instance_uid)
 
     def send_as_is(self, part10: bytes) -> str:
         """Post the object; see the port Destination."""
@@ -65,27 +81,46 @@ class StowDestination:
         except FormRefused as refusal:
             raise DeliveryRefused(f"{self.where} refuses the object: {refusal}") from refusal
 
-    def _post(self, part10: bytes, sop_instance_uid: str) -> str:
+    def _post(self, objects: Sequence[Path | bytes]) -> httpx.Response:
+        """Post objects in one request. Raises BrokeOff, FormRefused where one cannot be read."""
         boundary = uuid4().hex
+        body = _body(objects, boundary)
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
+            # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
+            "Content-Length": str(body.size),
         }
-        # Orthanc 1.10 answers 200 and stores nothing when a part's type has parameters, or the body is chunked.
-        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        tail = f"\r\n--{boundary}--\r\n".encode()
-        headers["Content-Length"] = str(len(head) + len(part10) + len(tail))
-        response = self._request("POST", "/studies", headers, _Body(head, part10, tail))
-        return stored_answer(response, sop_instance_uid)
+        return self._request("POST", "/studies", headers, body)
 
     @contextmanager
     def passage(self, _kinds: Collection[tuple[str, str]]) -> Iterator["StowPassage"]:
-        """As reach; see the port Destination."""
-        yield StowPassage(self)
+        """One connection for all, as long as the archive leaves it open; see the port Destination."""
+        with self.peer.client() as client:
+            yield StowPassage(replace(self, client=client))
 
-    def post(self, part10: bytes) -> str:
+    def post(self, part10: Path | bytes) -> str:
         """Post an object; what was answered. Raises what the port Passage does."""
-        return self._post(part10, read_header(BytesIO(part10)).sop_instance_uid)
+        uid = _sop_instance_uid(part10)
+        return stored_answer(self._post([part10]), uid)
+
+    def post_together(self, files: Sequence[Path], uids: Sequence[str]) -> Iterator[str | DeliveryFailed]:
+        """Post files of these SOP instances in one request; see the port Passage.
+
+        What the answer does not tell of is posted again by itself, where that may help.
+        """
+        try:
+            response = self._post(files)
+        except (BrokeOff, FormRefused) as failure:
+            yield from [failure] * len(files)
+            return
+        helps = response.is_success or response.status_code in _REFUSED_TOGETHER
+        for file, uid in zip(files, uids, strict=True):
+            try:
+                alone = helps and len(files) > 1 and not _tells_of(response, uid)
+                yield self.post(file) if alone else stored_answer(response, uid)
+            except DeliveryFailed as failure:
+                yield failure
 
     def held(self, wanted: Identified) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
@@ -115,12 +150,12 @@ class StowDestination:
         raise CannotAsk(f"{answer}, and a search with HTTP {search.status_code}")
 
     def _request(self, method: str, path: str, headers: dict[str, str], body: Iterable[bytes] | None = None) -> httpx.Response:
-        """Its answer. Raises DeliveryDeferred when it cannot be reached, or does not say now what it holds (GET)."""
+        """Its answer. Raises BrokeOff when it cannot be reached, DeliveryDeferred when it does not say what it holds (GET)."""
         try:
-            with self.peer.client() as client:
+            with nullcontext(self.client) if self.client else self.peer.client() as client:
                 response = client.request(method, self.peer.url(path), content=body, headers=headers)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise DeliveryDeferred(self.peer.trouble(error)) from error
+            raise BrokeOff(self.peer.trouble(error)) from error
         if method == "GET" and _is_passing(response.status_code):
             raise DeliveryDeferred(f"{self.where} does not say what it holds: HTTP {response.status_code}")
         return response
@@ -138,7 +173,28 @@ class StowPassage:
 
     def store(self, part10: Path | bytes) -> str:
         """Send by STOW-RS; see the port Passage."""
-        return self.destination.post(part10 if isinstance(part10, bytes) else part10.read_bytes())
+        return self.destination.post(part10)
+
+    def store_each(self, files: Sequence[Path]) -> Iterator[str | DeliveryFailed]:
+        """Send small objects together; see the port Passage."""
+        for together in _together(files):
+            uids = []
+            try:
+                uids = [_sop_instance_uid(file) for file in together]
+            except FormRefused:  # one of them: which one shows when each goes by itself
+                for file in together:
+                    yield self._stored_alone(file)
+                continue
+            for answer in self.destination.post_together(together, uids):
+                yield answer
+                if isinstance(answer, BrokeOff):
+                    return
+
+    def _stored_alone(self, file: Path) -> str | DeliveryFailed:
+        try:
+            return self.store(file)
+        except DeliveryFailed as failure:
+            return failure
 
 
 def ask(peer: DicomWebPeer) -> str:
@@ -173,17 +229,81 @@ def _key_to_look_at(peer: DicomWebPeer, status: int) -> str:
 
 @dataclass(frozen=True)
 class _Body:
-    """A multipart message of one part; it can be gone through again, as a request that is sent once more is."""
+    """A message of these pieces, `size` bytes; it can be gone through again, as a request that is sent once more is."""
 
-    head: bytes
-    part10: bytes
-    tail: bytes
+    pieces: Sequence[Path | bytes]
+    size: int
 
     def __iter__(self) -> Iterator[bytes]:
-        yield self.head
-        for start in range(0, len(self.part10), _BLOCK):
-            yield self.part10[start : start + _BLOCK]
-        yield self.tail
+        for piece in self.pieces:
+            yield from _blocks_of_file(piece) if isinstance(piece, Path) else _blocks(piece)
+
+
+def _body(objects: Sequence[Path | bytes], boundary: str) -> _Body:
+    """A multipart message with an object in each part. Raises FormRefused where one cannot be read."""
+    pieces: list[Path | bytes] = []
+    for each in objects:
+        start = b"\r\n" if pieces else b""
+        pieces += [start + f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode(), each]
+    pieces.append(f"\r\n--{boundary}--\r\n".encode())
+    return _Body(pieces, sum(_size(piece) for piece in pieces))
+
+
+def _blocks(piece: bytes) -> Iterator[bytes]:
+    for start in range(0, len(piece), _BLOCK):
+        yield piece[start : start + _BLOCK]
+
+
+def _blocks_of_file(piece: Path) -> Iterator[bytes]:
+    with _open(piece) as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _size(piece: Path | bytes) -> int:
+    if isinstance(piece, bytes):
+        return len(piece)
+    try:
+        return piece.stat().st_size
+    except OSError as error:
+        raise FormRefused(f"cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FormRefused(f"cannot be read: {error.strerror}") from error
+
+
+def _sop_instance_uid(part10: Path | bytes) -> str:
+    """Of a Part 10 file. Raises FormRefused where it is none."""
+    with BytesIO(part10) if isinstance(part10, bytes) else _open(part10) as file:
+        try:
+            return read_file_meta(file).sop_instance_uid
+        except Refusal as refusal:
+            raise FormRefused(f"cannot be sent as it is: {refusal}") from refusal
+
+
+def _together(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files in turn, as many at a time as go in one request."""
+    together: list[Path] = []
+    size = 0
+    for file in files:
+        more = file.stat().st_size if file.exists() else 0
+        if together and (size + more > _MOST_BYTES or len(together) == _MOST_PARTS):
+            yield together
+            together, size = [], 0
+        together.append(file)
+        size += more
+    if together:
+        yield together
+
+
+def _tells_of(response: httpx.Response, sop_instance_uid: str) -> bool:
+    document = _document(response)
+    listed = (item for tag in (_REFERENCED, _FAILED, _OTHER) for item in _items(document, tag))
+    return any(_first(item, _INSTANCE_UID) == sop_instance_uid for item in listed)
 
 
 def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:

@@ -1,4 +1,4 @@
-"""The QIDO-RS and WADO-RS client: asks a DICOMweb server what it has, and for SEGs (PS3.18 10.6 and 10.4)."""
+"""The QIDO-RS and WADO-RS client: asks a DICOMweb server what it has, and for objects (PS3.18 10.6 and 10.4)."""
 
 import mmap
 from collections.abc import Mapping

@@ -1,13 +1,14 @@
 """Frames (PS3.18 10.4.1.1.6): each by itself, out of its object, without the rest of that being read."""
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, HTJ2KLossless
 
 from segnode.dicom.frame_places import FramePlaces, frame_places
 from segnode.dicom.uids import uid_name
@@ -39,6 +40,7 @@ _MEDIA_TYPE_OF: Final = {
     "1.2.840.10008.1.2.5": "image/dicom-rle",
 }
 _NATIVE: Final = Representation(OCTETS, str(ExplicitVRLittleEndian))
+_HTJ2K: Final = Representation("image/jphc", str(HTJ2KLossless))
 _LIST: Final = re.compile(r"[0-9]{1,10}(,[0-9]{1,10})*")
 _OBJECTS_REMEMBERED: Final = 64
 
@@ -70,20 +72,19 @@ class Frames:
         return self.places.number_of_frames if self.places else 1
 
     def offers(self, count: int) -> Sequence[Representation]:
-        """What so many frames can be had as: as they are stored, and native little endian; one also without multipart."""
-        syntax = self.instance.transfer_syntax_uid
-        stored = Representation(_MEDIA_TYPE_OF[syntax], syntax, also=OCTETS) if syntax in _MEDIA_TYPE_OF else None
-        multipart = [stored, _NATIVE] if stored else [_NATIVE]
-        single = [Representation(o.media_type, o.transfer_syntax, multipart=False, also=o.also) for o in multipart]
-        return [*multipart, *single] if count == 1 else multipart
+        """What so many frames can be had as: as stored, native little endian, and in HTJ2K; one also without multipart."""
+        multipart, single = _offers(self.instance.transfer_syntax_uid)
+        return (*multipart, *single) if count == 1 else multipart
 
     def read(self, number: int, wanted: Representation) -> bytes:
         """A frame as that. Raises NotFound, NotAcceptable."""
         try:
+            if wanted.transfer_syntax not in (self.instance.transfer_syntax_uid, _NATIVE.transfer_syntax):
+                return self.decoders.frame(self.path, number - 1, "htj2k")
             if wanted.media_type != OCTETS and self.places is not None:
                 return self.places.codestream(map_file(self.path), number - 1)
             if self.places is not None and self.places.starts is None:
-                return self.places.native(map_file(self.path), number - 1)
+                return _native(self.path, self.places, number - 1)
             return self.decoders.frame(self.path, number - 1)
         except FileNotFoundError as error:
             raise NotFound("the object has been deleted") from error
@@ -104,6 +105,27 @@ def frames_of(instance: Instance, path: Path, decoders: Decoders) -> Frames:
     if places is None:
         raise NotFound(f"SOP instance {instance.sop_instance_uid} has no pixel data, and so no frames")
     return Frames(instance, path, places, decoders)
+
+
+@cache
+def _offers(syntax: str) -> tuple[Sequence[Representation], Sequence[Representation]]:
+    """In multipart, and without it."""
+    stored = Representation(_MEDIA_TYPE_OF[syntax], syntax, also=OCTETS) if syntax in _MEDIA_TYPE_OF else None
+    multipart = [stored, _NATIVE] if stored else [_NATIVE]
+    if syntax != _HTJ2K.transfer_syntax:
+        multipart.append(_HTJ2K)
+    return multipart, [replace(offer, multipart=False) for offer in multipart]
+
+
+def _native(path: Path, places: FramePlaces, index: int) -> bytes:
+    """A native frame; one whose bytes are as they are wanted is read at once, which is faster than by a mapping."""
+    span = places.span(index)
+    if span is None:
+        return places.native(map_file(path), index)
+    with path.open("rb", buffering=0) as file:
+        frame = os.pread(file.fileno(), span[1] - span[0], span[0])
+    # The system reads no more than 2 GiB at once.
+    return frame if len(frame) == span[1] - span[0] else places.native(map_file(path), index)
 
 
 @lru_cache(_OBJECTS_REMEMBERED)

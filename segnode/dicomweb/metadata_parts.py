@@ -1,4 +1,4 @@
-"""Objects that come as metadata and bulk data (PS3.18 10.5.1.2): DICOM JSON, and the parts that its BulkDataURIs name.
+"""Objects that come as metadata and bulk data (PS3.18 10.5.1.2): DICOM JSON or XML, and the parts that its URIs name.
 
 The parts lie on disk until the message has ended; then each object is put together as a Part 10 file, one at a time.
 """
@@ -22,11 +22,14 @@ from pydicom.valuerep import format_number_as_ds
 from segnode.dicom.elements import LONG_VRS, PIXEL_DATA
 from segnode.dicom.json import Json
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid
+from segnode.dicom.xml import read_native_xml
 from segnode.dicomweb.media_types import JSON, OCTETS, MediaType, parse_media_type
 from segnode.errors import BadRequest, NotDicom, Refusal, TooLarge
 from segnode.store.objects import ObjectStore, Spool
 
 _LONGEST_METADATA: Final = 64 << 20
+# Parsed it takes more than JSON; each object has a part of its own.
+_LONGEST_XML: Final = 16 << 20
 # A value inside a sequence is put together in memory.
 _LONGEST_NESTED: Final = 16 << 20
 _BLOCK: Final = 1 << 20
@@ -75,9 +78,13 @@ class _Part:
 
 
 class MetadataParts:
-    """The parts of one message; `receive` takes each object, `refuse` hears why one is not had."""
+    """The parts of one message, metadata of one media type; `receive` takes each object, `refuse` hears why one is not had."""
 
-    def __init__(self, objects: ObjectStore, receive: Callable[[Spool], None], refuse: Callable[[Refusal], None]) -> None:
+    def __init__(
+        self, kind: str, objects: ObjectStore, receive: Callable[[Spool], None], refuse: Callable[[Refusal], None]
+    ) -> None:
+        self._kind = kind
+        self._longest = _LONGEST_METADATA if kind == JSON else _LONGEST_XML
         self._objects = objects
         self._receive = receive
         self._refuse = refuse
@@ -85,22 +92,22 @@ class MetadataParts:
         self._refusal: Refusal | None = None
         self._place = 0
         self._begun = 0
-        self._media = MediaType(JSON)
+        self._media = MediaType(kind)
         self._location = ""
         self._metadata: list[_Part] = []
         self._bulk_data: defaultdict[str, list[_Part]] = defaultdict(list)
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """A part begins; without a media type the first is metadata, and another bulk data."""
-        self._media = parse_media_type(headers.get("content-type") or (OCTETS if self._metadata else JSON))
+        self._media = parse_media_type(headers.get("content-type") or (OCTETS if self._metadata else self._kind))
         self._location = headers.get("content-location", "")
         self._begun = self._place
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         """The next bytes of the part. Raises TooLarge."""
         self._place += len(block)
-        if self._media.name == JSON and self._place - self._begun > _LONGEST_METADATA:
-            raise TooLarge(f"a part of metadata is longer than {_LONGEST_METADATA} bytes: send it in several parts")
+        if self._media.name == self._kind and self._place - self._begun > self._longest:
+            raise TooLarge(f"a part of metadata is longer than {self._longest} bytes: send it in several parts")
         if self._refusal is None:
             try:
                 self._spool = self._spool or self._objects.spool()
@@ -111,19 +118,23 @@ class MetadataParts:
     def end(self) -> None:
         """The part is complete."""
         part = _Part(self._media, self._begun, self._place - self._begun)
-        if part.media.name == JSON:
+        if part.media.name == self._kind:
             self._metadata.append(part)
         else:
             self._bulk_data[self._location].append(part)
 
     def finish(self) -> None:
-        """Put every object together. Raises BadRequest when there is no metadata, or it is not JSON."""
+        """Put every object together. Raises BadRequest when there is no metadata, or it cannot be read."""
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._spool is None or not self._metadata:
-            raise BadRequest(f"the message has no part of {JSON}")
+            raise BadRequest(f"the message has no part of {self._kind}")
         else:
-            self._spool.complete()
+            try:
+                self._spool.complete()
+            except Refusal as refusal:  # what is small is written only now
+                self._refuse(refusal)
+                return
             with self._spool.path.open("rb") as file:
                 for part in self._metadata:
                     with _ONE_AT_A_TIME:
@@ -135,10 +146,11 @@ class MetadataParts:
             self._spool.discard()
 
     def _store(self, file: BinaryIO, part: _Part) -> None:
-        for raw in _objects_in(_bytes(file, part)):
+        metadata = _bytes(file, part)
+        for one in _objects_in(metadata) if self._kind == JSON else [_parsed(metadata)]:
             identity = None
             try:
-                document = _decoded(raw)
+                document = _decoded(one) if isinstance(one, msgspec.Raw) else one
                 identity = _identity(document)
                 with self._objects.spool() as spool:
                     for block in _Composition(file, self._bulk_data, document).blocks():
@@ -245,6 +257,13 @@ def _objects_in(metadata: bytes) -> Iterable[msgspec.Raw]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("the metadata is not JSON: an array of data sets (PS3.18 F.2)") from error
     return found if isinstance(found, list) else [msgspec.Raw(metadata)]
+
+
+def _parsed(metadata: bytes) -> Json:
+    try:
+        return read_native_xml(metadata)
+    except ValueError as error:
+        raise BadRequest("the metadata is not XML without DTD: a Native DICOM Model (PS3.19 A.1) in each part") from error
 
 
 def _decoded(raw: msgspec.Raw) -> Json:

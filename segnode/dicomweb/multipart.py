@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol
 
 from python_multipart.exceptions import FormParserError
@@ -27,7 +28,7 @@ class Parts(Protocol):
         """A part begins; its headers by name in lower case."""
         ...
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         """The next bytes of the part."""
         ...
 
@@ -145,7 +146,7 @@ class Multipart:
 
     def _write(self, data: bytes, start: int, end: int) -> None:
         if self._count:
-            self._parts.write(data[start:end])
+            self._parts.write(memoryview(data)[start:end])
             return
         self._size += end - start
         if self._size > _LONGEST_PREAMBLE:
@@ -178,11 +179,17 @@ class Part:
 
 def message(parts: Iterable[Part], boundary: str) -> Iterator[bytes]:
     """The body of these parts."""
+    return chain.from_iterable(sources(parts, boundary))
+
+
+def sources(parts: Iterable[Part], boundary: str) -> Iterator[Iterable[bytes]]:
+    """What that body comes from: the blocks of each part, and what stands between them."""
+    end = b""
     for part in parts:
-        yield part.head(boundary)
-        yield from part.blocks
-        yield _END
-    yield _last(boundary)
+        yield (end + part.head(boundary),)
+        yield part.blocks
+        end = _END
+    yield (end + _last(boundary),)
 
 
 def message_size(parts: Iterable[Part], boundary: str) -> int:

@@ -1,32 +1,23 @@
 """QIDO-RS (PS3.18 10.6): the parameters of a search, and its matches as DICOM JSON."""
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
-from segnode.dicom.attributes import FURTHER_SERIES_ATTRIBUTES, FURTHER_STUDY_ATTRIBUTES
-from segnode.dicom.json import Json, attributes_as_json, attributes_json, sequence_json
+from segnode.dicom.json import Json, attributes_json, member, members, objects, sequence_json
 from segnode.dicom.query import LEVELS, Asked, Level, Query, asked
+from segnode.dicomweb.metadata import Metadata
 from segnode.errors import BadRequest
 from segnode.store.index import Index
-from segnode.store.objects import ObjectStore
-from segnode.store.search import COUNTED, INDEXED, Row, searchable
+from segnode.store.search import COUNTED, INDEXED, is_of, searchable
 
 MOST_RESULTS: Final = 10_000
 _CONTROLS: Final = ("limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "multiplevaluematching", "accept")
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*|[0-9A-Fa-f]{8}")
 _TAG: Final = re.compile(r"[0-9A-Fa-f]{8}")
-_FURTHER: Final[Mapping[Level, Sequence[str]]] = {
-    "studies": FURTHER_STUDY_ATTRIBUTES,
-    "series": FURTHER_SERIES_ATTRIBUTES,
-    "instances": (),
-}
 _BULK: Final = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 
 
@@ -35,7 +26,7 @@ class Search:
     """A search as the URL asks for it.
 
     `fields` are the keywords, or tags, of what is to be in the answer besides what always is; None of all that there is.
-    `ignored` lists the keys and fields that nothing is known of, `unsupported` the parameters that change nothing.
+    `ignored` lists the keys and fields that nothing is known of.
     """
 
     query: Query
@@ -43,7 +34,6 @@ class Search:
     limit: int
     offset: int
     ignored: Sequence[str]
-    unsupported: Sequence[str]
 
 
 def parse_search(level: Level, within: Mapping[str, str], parameters: Iterable[tuple[str, str]]) -> Search:
@@ -60,14 +50,15 @@ def parse_search(level: Level, within: Mapping[str, str], parameters: Iterable[t
         if path in known:
             raise BadRequest(f"{path} is there twice")
         known[path] = value
-    fuzzy = _flag("fuzzymatching", controls)
+    flags = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+    fuzzy, empty, multiple = (_flag(name, controls) for name in flags)
     understood: dict[str, Asked] = {}
     ignored = []
     paths = frozenset(searchable(level))
     for path, value in keys.items():
         if path not in paths:
             ignored.append(path)
-        elif (what := asked(path, value, fuzzy=fuzzy)) is not None:
+        elif (what := asked(path, value, fuzzy=fuzzy, empty=empty, multiple=multiple)) is not None:
             understood[path] = what
     everything = "all" in fields
     wanted = {_path(field).partition(".")[0] for field in fields if field != "all"}
@@ -79,22 +70,34 @@ def parse_search(level: Level, within: Mapping[str, str], parameters: Iterable[t
         min(_whole_number("limit", controls.get("limit", str(MOST_RESULTS))), MOST_RESULTS),
         _whole_number("offset", controls.get("offset", "0")),
         ignored,
-        [name for name in ("emptyvaluematching", "multiplevaluematching") if _flag(name, controls)],
     )
 
 
-def search(index: Index, objects: ObjectStore, wanted: Search, root: str) -> tuple[list[bytes], int]:
-    """What is held and matches, each as DICOM JSON, and how much more there is; `root` is the URL that studies are under."""
+def search(index: Index, metadata: Metadata, wanted: Search, root: str) -> tuple[list[bytes], int]:
+    """What is held and matches, each as DICOM JSON, and how much more there is; `root` is the URL that studies are under.
+
+    What the index does not keep comes from the metadata of objects; one that has none says no more than the index.
+    """
     keywords = _answered(wanted)
     found = index.search(wanted.query, keywords, wanted.limit, wanted.offset)
-    as_json = attributes_as_json(["SpecificCharacterSet", *keywords, "RetrieveURL"])
-    # One by one, so that of many matches no more than the text is held.
-    return [msgspec.json.encode(_document(objects, wanted, as_json, row, root)) for row in found.rows], found.remaining
+    uids = [found.attributes[INDEXED[level][0]] for level in LEVELS[: LEVELS.index(wanted.query.level) + 1]]
+    attributes = {
+        **found.attributes,
+        "RetrieveURL": _urls(root, uids),
+        "SpecificCharacterSet": ["ISO_IR 192"] * len(found.object_keys),
+    }
+    if not found.requests and _index_says_all(wanted):
+        return objects(attributes), found.remaining
+    said = members(attributes)
+    requests = found.requests or [()] * len(found.object_keys)
+    pairs = zip(found.object_keys, requests, strict=True)
+    more = (_more(metadata, wanted, key, items, root) for key, items in pairs)
+    return [_match(each, others) for each, others in zip(said, more, strict=True)], found.remaining
 
 
 def warnings(wanted: Search, remaining: int, root: str) -> list[str]:
     """The values of the Warning headers of an answer (PS3.18 8.3.4)."""
-    told = [f"The {name} parameter is not supported. Only literal matching has been performed." for name in wanted.unsupported]
+    told = []
     if wanted.ignored:
         told.append(f"These attributes are not known at this level and have been ignored: {', '.join(wanted.ignored)}")
     if remaining:
@@ -110,20 +113,41 @@ def _answered(wanted: Search) -> list[str]:
         uid, *others = INDEXED[each]
         is_open = uid not in wanted.query.within or wanted.fields is None
         keywords += [uid, *(keyword for keyword in others if is_open or keyword in (wanted.fields or ()))]
+    is_open = "StudyInstanceUID" not in wanted.query.within or wanted.fields is None
+    if level != "studies" and (is_open or "ModalitiesInStudy" in (wanted.fields or ())):
+        keywords.append("ModalitiesInStudy")
     return keywords
 
 
-def _document(objects: ObjectStore, wanted: Search, as_json: Callable[[Mapping[str, str]], Json], row: Row, root: str) -> Json:
-    level = wanted.query.level
-    url = "".join(f"/{each}/{row.attributes[INDEXED[each][0]]}" for each in LEVELS[: LEVELS.index(level) + 1])
-    document = as_json({"SpecificCharacterSet": "ISO_IR 192", **row.attributes, "RetrieveURL": root + url})
-    further: Json = {}
-    if wanted.fields is None or not wanted.fields <= _INDEX_SAYS:
-        further = _from_header(objects, row.object_key, level, wanted.fields)
-    if level == "series" and row.requests:
-        requests = sequence_json("RequestAttributesSequence", [attributes_json(item) for item in row.requests])
-        further = {**requests, **further}
-    return dict(sorted({**further, **document}.items())) if further else document
+def _urls(root: str, uids: Sequence[Sequence[str]]) -> list[str]:
+    """The URLs of matches, whose UIDs are given level by level."""
+    urls = [root] * len(uids[0])
+    for level, of_level in zip(LEVELS, uids, strict=False):
+        urls = [f"{url}/{level}/{uid}" for url, uid in zip(urls, of_level, strict=True)]
+    return urls
+
+
+def _match(said: Sequence[bytes], more: Json) -> bytes:
+    """The JSON of a match: what the index says of it, and what only others say."""
+    tags = {text.partition(b":")[0] for text in said}
+    others = (member(tag, element) for tag, element in more.items())
+    return b"{" + b",".join(sorted([*said, *(text for text in others if text.partition(b":")[0] not in tags)])) + b"}"
+
+
+def _more(metadata: Metadata, wanted: Search, object_key: str, requests: Sequence[Mapping[str, str]], root: str) -> Json:
+    """What is answered of a match besides the columns of the index."""
+    more = Json()
+    if not _index_says_all(wanted):
+        more = _further(metadata.document(object_key, root), wanted.query.level, wanted.fields)
+    if requests:
+        items = sequence_json("RequestAttributesSequence", [attributes_json(item) for item in requests])
+        more = {**items, **more}
+    return more
+
+
+def _index_says_all(wanted: Search) -> bool:
+    """Whether no metadata are to be read for it."""
+    return wanted.fields is not None and wanted.fields <= _INDEX_SAYS
 
 
 _INDEX_SAYS: Final = frozenset(
@@ -135,18 +159,14 @@ _INDEX_SAYS: Final = frozenset(
 )
 
 
-def _from_header(objects: ObjectStore, object_key: str, level: Level, fields: frozenset[str] | None) -> Json:
-    """Attributes of an object that the index does not keep, but for bulk data; none when it is gone meanwhile."""
-    tags = None if fields is None else [_tag(field) for field in fields - _INDEX_SAYS]
-    try:
-        dataset = dcmread(objects.path(object_key), stop_before_pixels=True, specific_tags=tags)
-        for element in list(dataset):
-            if element.VR in _BULK or not _is_of(level, element.keyword or f"{element.tag:08X}"):
-                del dataset[element.tag]
-        document: Json = json.loads(dataset.to_json(suppress_invalid_tags=True))
-    except Exception:  # noqa: BLE001  what pydicom cannot read is held as it is, and says no more than the index
-        return {}
-    return document
+def _further(document: Json, level: Level, fields: frozenset[str] | None) -> Json:
+    """Of the metadata of an object what is asked for, is of the level, and is no bulk data."""
+    tags = None if fields is None else {f"{_tag(field):08X}" for field in fields - _INDEX_SAYS}
+    return {
+        tag: element
+        for tag, element in document.items()
+        if (tags is None or tag in tags) and element["vr"] not in _BULK and _is_of(level, keyword_for_tag(int(tag, 16)) or tag)
+    }
 
 
 def _is_known(field: str) -> bool:
@@ -154,10 +174,8 @@ def _is_known(field: str) -> bool:
 
 
 def _is_of(level: Level, field: str) -> bool:
-    """Whether an attribute is of a level or of one above; an instance's may be any."""
-    upper = LEVELS[: LEVELS.index(level) + 1]
-    own = any(field in (*INDEXED[each], *COUNTED[each], *_FURTHER[each]) for each in upper)
-    return _is_known(field) and (own or level == "instances")
+    """Whether an attribute is known, and of a level."""
+    return _is_known(field) and is_of(level, field)
 
 
 def _tag(field: str) -> int:

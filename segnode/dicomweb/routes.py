@@ -1,9 +1,11 @@
-"""The DICOMweb resources: requests translated, answered by STOW and QIDO; WADO has its own."""
+"""The DICOMweb resources: requests translated, answered by STOW and QIDO; those of WADO have modules of their own."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -18,45 +20,68 @@ from segnode.dicom.query import Level
 from segnode.dicom.xml import native_xml
 from segnode.dicomweb import qido
 from segnode.dicomweb.accept import Representation, require
+from segnode.dicomweb.answers import Answers
 from segnode.dicomweb.capabilities import other_methods
+from segnode.dicomweb.decoding import Decoders
 from segnode.dicomweb.media_types import JSON, XML
-from segnode.dicomweb.retrieve import Retrieval, accepted, root_of
+from segnode.dicomweb.metadata import Metadata
+from segnode.dicomweb.multipart import Part, message
+from segnode.dicomweb.openapi import openapi_document
+from segnode.dicomweb.pictures import Pictures
+from segnode.dicomweb.rendered import Rendered
+from segnode.dicomweb.request import accepted, root_of
+from segnode.dicomweb.retrieve import Retrieval
 from segnode.dicomweb.stow import StoreRequest, require_size
 from segnode.pipeline.associations import Associations
+from segnode.pipeline.delete import Deleter
 from segnode.pipeline.receive import Receiver
 from segnode.store.documents import Documents
 from segnode.store.index import Sender
 
 _ANSWERS: Final = (Representation(JSON, multipart=False), Representation(XML, multipart=False))
+_MATCHES: Final = (Representation(JSON, multipart=False), Representation(XML))
 _BLOCK: Final = 1 << 17
+_MOST_GATHERED: Final = 1 << 19
 
 
 @dataclass(frozen=True)
 class DicomWeb:
     """The resources under one root, on one store.
 
-    A sender who has sent nothing for `patience_s` seconds is gone: its series would not be complete while it is waited for.
+    Without a `deleter` nothing is deleted. A sender who has sent nothing for `patience_s` seconds is gone: its series would
+    not be complete while it is waited for.
     """
 
     receiver: Receiver
     associations: Associations
     documents: Documents
+    deleter: Deleter | None = None
     patience_s: float = 60.0
 
     def routes(self) -> list[Route]:
         """What is to be mounted under the DICOMweb root."""
         study, series = "/studies/{study}", "/studies/{study}/series/{series}"
+        objects, index = self.receiver.objects, self.receiver.index
+        decoders, answers = Decoders(os.cpu_count() or 1), Answers(objects.incoming)
+        metadata = Metadata(objects, index, self.documents, decoders)
+        search = partial(self._search, metadata)
         served = [
+            *Retrieval(index, objects, metadata, decoders, answers).routes(),
             Route("/studies", self._store, methods=["POST"]),
             Route(study, self._store, methods=["POST"]),
-            Route("/studies", self._search("studies")),
-            Route("/series", self._search("series")),
-            Route("/instances", self._search("instances")),
-            Route(f"{study}/series", self._search("series")),
-            Route(f"{study}/instances", self._search("instances")),
-            Route(f"{series}/instances", self._search("instances")),
-            *Retrieval(self.receiver, self.documents).routes(),
+            Route("/studies", search("studies")),
+            Route("/series", search("series")),
+            Route("/instances", search("instances")),
+            Route(f"{study}/series", search("series")),
+            Route(f"{study}/instances", search("instances")),
+            Route(f"{series}/instances", search("instances")),
+            *Rendered(Pictures(index, objects, decoders), answers).routes(),
+            Route("/openapi.json", lambda _: _json(openapi_document(deletes=self.deleter is not None))),
         ]
+        if self.deleter is not None:
+            delete = self._delete(self.deleter)
+            paths = (study, series, f"{series}/instances/{{instance}}")
+            served += [Route(path, delete, methods=["DELETE"]) for path in paths]
         return [*served, *other_methods(served)]
 
     async def _store(self, request: Request) -> Response:
@@ -68,8 +93,7 @@ class DicomWeb:
         store = StoreRequest(self.receiver, self.associations, content_type, study, sender)
         with bound_contextvars(request=uuid4().hex[:12]):
             try:
-                async for block in _blocks(request, self.patience_s):
-                    await run_in_threadpool(store.feed, block)
+                await _feed(store, request, self.patience_s)
                 stored = await run_in_threadpool(store.finish)
             finally:
                 await run_in_threadpool(store.close)
@@ -78,15 +102,22 @@ class DicomWeb:
             return Response(native_xml(document), stored.http_status, media_type=XML)
         return _json(document, stored.http_status)
 
-    def _search(self, level: Level) -> Callable[[Request], Response]:
+    def _delete(self, deleter: Deleter) -> Callable[[Request], Response]:
+        def delete(request: Request) -> Response:
+            deleter.delete(**request.path_params)
+            return Response(status_code=204)
+
+        return delete
+
+    def _search(self, metadata: Metadata, level: Level) -> Callable[[Request], Response]:
         def search(request: Request) -> Response:
             names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
             within = {names[name]: uid for name, uid in request.path_params.items()}
             wanted = qido.parse_search(level, within, request.query_params.multi_items())
             root = root_of(request)
-            found, remaining = qido.search(self.receiver.index, self.receiver.objects, wanted, root)
-            body = b"[" + b",".join(found) + b"]"
-            response = Response(body, media_type=JSON) if found else Response(status_code=204)
+            kind = require(accepted(request), _MATCHES, "matches").media_type
+            found, remaining = qido.search(self.receiver.index, metadata, wanted, root)
+            response = _matches(found, kind) if found else Response(status_code=204)
             for warning in qido.warnings(wanted, remaining, root):
                 response.headers.append("Warning", warning)
             return response
@@ -94,15 +125,38 @@ class DicomWeb:
         return search
 
 
-async def _blocks(request: Request, patience_s: float) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a change of thread each. Raises HTTPException when nothing comes for too long."""
-    gathered, pieces = bytearray(), request.stream()
-    while (piece := await _next(pieces, patience_s)) is not None:
-        gathered += piece
-        if len(gathered) >= _BLOCK:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
+def _matches(found: Sequence[bytes], kind: str) -> Response:
+    """Matches as one JSON array, or each as a part of its own."""
+    headers = {"Vary": "Accept"}
+    if kind == JSON:
+        return Response(b"[" + b",".join(found) + b"]", media_type=JSON, headers=headers)
+    documents = (json.loads(match) for match in found)
+    parts = ((native_xml(document), document["00081190"]["Value"][0]) for document in documents)
+    boundary = uuid4().hex
+    body = message((Part(kind, url, len(xml), (xml,)) for xml, url in parts), boundary)
+    related = f'multipart/related; type="{kind}"; boundary={boundary}'
+    return Response(b"".join(body), media_type=related, headers=headers)
+
+
+async def _feed(store: StoreRequest, request: Request, patience_s: float) -> None:
+    """Have a body taken in a thread, in pieces that are worth the change; while one is taken, the next may grow.
+
+    Raises HTTPException when nothing comes for too long, and what taking it raises.
+    """
+    some, size, pieces = list[bytes](), 0, request.stream()
+    taking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    taking.set_result(None)
+    try:
+        while (piece := await _next(pieces, patience_s)) is not None:
+            some.append(piece)
+            size += len(piece)
+            if size >= (_BLOCK if taking.done() else _MOST_GATHERED):
+                await taking
+                taking = asyncio.create_task(run_in_threadpool(store.feed, *some))
+                some, size = [], 0
+    finally:
+        await taking
+    await run_in_threadpool(store.feed, *some)
 
 
 async def _next(pieces: AsyncGenerator[bytes, None], patience_s: float) -> bytes | None:

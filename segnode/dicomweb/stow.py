@@ -1,28 +1,36 @@
 """STOW-RS (PS3.18 10.5): the body goes to disk part by part, and each object is received as its part ends."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 from segnode.dicom.json import Json, attributes_json, sequence_json
 from segnode.dicom.status import OUT_OF_RESOURCES, STATUS_OF
-from segnode.dicomweb.media_types import DICOM, JSON, parse_media_type
+from segnode.dicomweb.media_types import DICOM, JSON, XML, parse_media_type
 from segnode.dicomweb.metadata_parts import MetadataParts
 from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts
-from segnode.errors import BadRequest, NotDicom, Refusal, TooLarge, UnsupportedMedia
+from segnode.errors import BadRequest, NotDicom, ObjectTooLong, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
-from segnode.pipeline.receive import Receiver
+from segnode.pipeline.receive import Examined, Receiver, examine
+from segnode.store.filesystem import synchronise
 from segnode.store.index import Instance, Sender
-from segnode.store.objects import Spool
+from segnode.store.objects import Spool, room_for
 
 _log = structlog.get_logger()
 
 _LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
-_TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}", or {DICOM}'
+_EXAMINED_AT_ONCE: Final = 3
+_WAITING_AT_ONCE: Final = 12
+_TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}" or "{XML}", or {DICOM}'
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Stored:
             return 200
         if self.instances:
             return 202
-        full = all(STATUS_OF[type(refusal)] == OUT_OF_RESOURCES for refusal in self.refusals)
+        full = all(STATUS_OF[type(r)] == OUT_OF_RESOURCES and not isinstance(r, ObjectTooLong) for r in self.refusals)
         return 503 if full else 409
 
     def document(self, root: str) -> Json:
@@ -90,11 +98,49 @@ class _Reception:
         self._went_well = False
         self._instances: list[Instance] = []
         self._refusals: list[Refusal] = []
+        self._waiting: deque[tuple[Spool, Future[Examined]]] = deque()
+        self._keeping: deque[tuple[Spool, Future[None]]] = deque()
+        self._examiners = ThreadPoolExecutor(_EXAMINED_AT_ONCE)
+        self._keeper = ThreadPoolExecutor(1)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was received or refused yet."""
-        return not self._instances and not self._refusals
+        return not self._instances and not self._refusals and not self._keeping
+
+    def receive_in_turn(self, spool: Spool) -> None:
+        """Keep a complete object after those before it, or note why not, while more of the message comes."""
+        spool.complete()
+        self._waiting.append((spool, self._examiners.submit(_examine_durable, spool.path)))
+        self._keeping.append((spool, self._keeper.submit(copy_context().run, self._keep_waiting)))
+        if len(self._keeping) > _WAITING_AT_ONCE:
+            self._settle_one()
+
+    def settle(self) -> None:
+        """Have everything kept, or refused, that came whole."""
+        while self._keeping:
+            self._settle_one()
+
+    def _settle_one(self) -> None:
+        _, kept = self._keeping.popleft()
+        kept.result()
+
+    def _keep_waiting(self) -> None:
+        """Keep at once all objects that wait by now; those that came while others were kept share a commit."""
+        some = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        with ExitStack() as spools:
+            examined = []
+            for spool, examining in some:
+                spools.enter_context(spool)
+                try:
+                    examined.append(examining.result())
+                except Refusal as refusal:
+                    self.refuse(refusal)
+            for outcome in self._receiver.receive_all(examined, self._study, self._association, self._sender):
+                if isinstance(outcome, Refusal):
+                    self.refuse(outcome)
+                else:
+                    self._instances.append(outcome)
 
     def receive(self, spool: Spool) -> None:
         """Keep a complete object. Raises Refusal."""
@@ -108,14 +154,30 @@ class _Reception:
 
     def finish(self) -> Stored:
         """The outcome, when the message has come to its end."""
+        self.settle()
         self._went_well = not self._refusals
         return Stored(self._instances, self._refusals)
 
     def close(self) -> None:
-        """Nothing more comes."""
-        for reason, number in Counter(map(str, self._refusals)).items():  # a line each would be a way to fill the disk
-            _log.warning("refused", reason=reason, objects=number)
-        self._associations.end(self._association, well=self._went_well)
+        """Nothing more comes; what came whole is kept also when the sender is gone."""
+        try:
+            self.settle()
+        finally:
+            self._keeper.shutdown(cancel_futures=True)
+            self._examiners.shutdown(cancel_futures=True)
+            for spool, _ in self._keeping:
+                spool.discard()
+            for reason, number in Counter(map(str, self._refusals)).items():  # a line each would be a way to fill the disk
+                _log.warning("refused", reason=reason, objects=number)
+            self._associations.end(self._association, well=self._went_well)
+
+
+def _examine_durable(path: Path) -> Examined:
+    """Examine a file, and have it on the disk: what waits for that there need not wait for its turn."""
+    examined = examine(path)
+    with room_for("an object"):
+        synchronise(path)
+    return examined
 
 
 class _Objects:
@@ -129,7 +191,7 @@ class _Objects:
     def begin(self, _headers: Mapping[str, str]) -> None:
         self._spool = self._refusal = None
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         if self._refusal is None:
             self._attempt(lambda: self._append(block))
 
@@ -147,7 +209,7 @@ class _Objects:
         if self._spool is not None:
             self._spool.discard()
 
-    def _append(self, block: bytes) -> None:
+    def _append(self, block: bytes | memoryview) -> None:
         if self._spool is None:
             self._spool = self._reception.objects.spool()
         self._spool.write(block)
@@ -155,7 +217,8 @@ class _Objects:
     def _receive(self) -> None:
         if self._spool is None:
             raise NotDicom("not a DICOM file: the part is empty")
-        self._reception.receive(self._spool)
+        self._reception.receive_in_turn(self._spool)
+        self._spool = None
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -192,23 +255,25 @@ class StoreRequest:
         media = parse_media_type(content_type)
         is_multipart = media.name == "multipart/related"
         kind = parse_media_type(media.parameters.get("type", DICOM)).name if is_multipart else media.name
-        if kind not in (DICOM, JSON):
+        if kind not in (DICOM, JSON, XML):
             raise UnsupportedMedia(_TAKEN)
         reception = self._reception
-        composed = kind == JSON
         self._store: _Store = (
-            MetadataParts(reception.objects, reception.receive, reception.refuse) if composed else _Objects(reception)
+            _Objects(reception)
+            if kind == DICOM
+            else MetadataParts(kind, reception.objects, reception.receive, reception.refuse)
         )
         if is_multipart and not media.parameters.get("boundary"):
             raise BadRequest("Content-Type has no boundary: multipart/related needs one (RFC 2387)")
         self._body: Body = Multipart(media.parameters["boundary"], self._store) if is_multipart else OnePart(self._store)
 
-    def feed(self, block: bytes) -> None:
+    def feed(self, *blocks: bytes) -> None:
         """Take the next bytes of the body; blocks while they are written. Raises BadRequest, TooLarge."""
-        self._size += len(block)
-        require_size(self._size)
-        if not self._is_broken:
-            self._unless_broken(lambda: self._body.feed(block))
+        for block in blocks:
+            self._size += len(block)
+            require_size(self._size)
+            if not self._is_broken:
+                self._unless_broken(partial(self._body.feed, block))
 
     def finish(self) -> Stored:
         """The outcome, at the end of the body. Raises BadRequest when nothing in it could be read."""
@@ -230,6 +295,7 @@ class StoreRequest:
         try:
             step()
         except BadRequest as error:
+            self._reception.settle()
             if self._reception.is_empty:
                 raise
             self._is_broken = True

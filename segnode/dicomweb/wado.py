@@ -1,16 +1,16 @@
 """Objects by WADO-RS (PS3.18 10.4.1.1.1 to 3): as they are held, or in another transfer syntax that loses nothing."""
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, Final
-from uuid import uuid4
+from typing import Final
 
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.dicom.uids import uid_name
-from segnode.dicomweb.accept import MediaRange, Representation, require
+from segnode.dicomweb import blocks
+from segnode.dicomweb.accept import MediaRange, Representation, choose, in_any_syntax, require
 from segnode.dicomweb.decoding import Decoders
 from segnode.dicomweb.media_types import DICOM
 from segnode.dicomweb.multipart import Part
@@ -20,8 +20,9 @@ from segnode.store.index import Instance
 from segnode.store.objects import ObjectStore
 
 # What is asked for is written, but for native: that is what there is without being asked for.
-_WRITTEN: Final = tuple(str(CODECS[name].transfer_syntax_uid) for name in ("rle", "jpeg-ls", "jpeg-2000"))
-_BLOCK: Final = 1 << 20
+_WRITTEN: Final = tuple(
+    str(CODECS[name].transfer_syntax_uid) for name in ("rle", "jpeg-ls", "jpeg-2000", "htj2k", "deflate-frames")
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Given:
 
     representation: Representation
     size: int
-    blocks: Iterator[bytes]
+    blocks: Iterable[bytes]
     path: Path | None = None
 
     def part(self, location: str) -> Part:
@@ -40,39 +41,44 @@ class Given:
 
 def representation(ranges: Sequence[MediaRange], instance: Instance) -> Representation:
     """What an instance is given as: as it is held, native, or in a lossless syntax that is asked for. Raises NotAcceptable."""
-    stored = instance.transfer_syntax_uid
-    syntaxes = [stored]
-    if stored != ExplicitVRBigEndian:
-        syntaxes += [str(ExplicitVRLittleEndian), *_WRITTEN]
-    offers = [Representation(DICOM, syntax, multipart) for multipart in (True, False) for syntax in dict.fromkeys(syntaxes)]
-    return require(ranges, offers, f"SOP instance {instance.sop_instance_uid}")
+    chosen = _chosen(tuple(ranges), instance.transfer_syntax_uid)
+    return chosen or require(ranges, _offers(instance.transfer_syntax_uid), f"SOP instance {instance.sop_instance_uid}")
 
 
-def give(objects: ObjectStore, decoders: Decoders, instance: Instance, wanted: Representation) -> Given:
-    """An instance as that. Raises NotFound, NotAcceptable."""
+@lru_cache(maxsize=64)
+def _chosen(ranges: Sequence[MediaRange], transfer_syntax_uid: str) -> Representation | None:
+    return choose(ranges, _offers(transfer_syntax_uid))
+
+
+def _offers(transfer_syntax_uid: str) -> list[Representation]:
+    syntaxes = dict.fromkeys((transfer_syntax_uid, str(ExplicitVRLittleEndian), *_WRITTEN))
+    return [Representation(DICOM, syntax, multipart) for multipart in (True, False) for syntax in syntaxes]
+
+
+def give(
+    objects: ObjectStore, decoders: Decoders, ranges: Sequence[MediaRange], instance: Instance, wanted: Representation
+) -> Given:
+    """An instance as that; as it is held where it cannot be written, and no transfer syntax was asked for.
+
+    Raises NotFound, NotAcceptable.
+    """
     path = objects.path(instance.object_key)
     if wanted.transfer_syntax == instance.transfer_syntax_uid:
-        if not path.exists():
-            raise NotFound("the object has been deleted")
-        return Given(wanted, instance.size, _blocks(path), path)
-    written = objects.incoming / uuid4().hex
+        return _as_held(path, instance, wanted)
     try:
-        decoders.write(path, wanted.transfer_syntax, written)
+        size, made = blocks.of_written(objects.incoming, partial(decoders.write, path, wanted.transfer_syntax))
     except UnreadablePixels as error:
+        held = choose(in_any_syntax(ranges), [replace(wanted, transfer_syntax=instance.transfer_syntax_uid)])
+        if held is not None:
+            return _as_held(path, instance, held)
         raise NotAcceptable(
             f"SOP instance {instance.sop_instance_uid} is held in {uid_name(instance.transfer_syntax_uid)}"
             f" and cannot be given in another transfer syntax ({error}): ask for transfer-syntax=*"
         ) from error
-    file = written.open("rb")
-    written.unlink()  # it goes when nobody reads it any longer
-    return Given(wanted, os.fstat(file.fileno()).st_size, _blocks_of(file))
+    return Given(wanted, size, made)
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    yield from _blocks_of(path.open("rb"))
-
-
-def _blocks_of(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while block := file.read(_BLOCK):
-            yield block
+def _as_held(path: Path, instance: Instance, wanted: Representation) -> Given:
+    if not path.exists():
+        raise NotFound("the object has been deleted")
+    return Given(wanted, instance.size, blocks.Span(path, 0, instance.size), path)

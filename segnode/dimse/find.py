@@ -1,4 +1,4 @@
-"""The Query and Get SCU: asks an application entity what it has, and for SEGs (PS3.4 C.6.2, Study Root)."""
+"""The Query and Get SCU: asks an application entity what it has, and for SEGs and images (PS3.4 C.6.2, Study Root)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSNearLossless,
+    SegmentationStorage,
+)
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
@@ -15,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from segnode.dicom.status import SUCCESS
+from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate, get_instance
 from segnode.errors import CannotReadBack, DeliveryFailed, FindFailed
@@ -24,6 +35,10 @@ from segnode.seg.codecs import CODECS
 _STUDY_ROOT: Final = StudyRootQueryRetrieveInformationModelFind
 _GET: Final = StudyRootQueryRetrieveInformationModelGet
 _ANSWER_S: Final = 10.0  # the sweep waits for it
+# What images come in, beside what segmentations do.
+_OF_IMAGES: Final = frozenset(
+    str(syntax) for syntax in (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEG2000, JPEGLSNearLossless)
+)
 _PENDING: Final = (0xFF00, 0xFF01)
 
 
@@ -57,10 +72,13 @@ class DimseCatalogue:
             received[:] = [event.encoded_dataset()]
             return SUCCESS
 
-        kinds = {(str(SegmentationStorage), str(codec.transfer_syntax_uid)) for codec in CODECS.values()}
+        sop_class = listed.sop_class_uid or str(SegmentationStorage)
+        syntaxes = {str(codec.transfer_syntax_uid) for codec in CODECS.values()}
+        syntaxes |= set() if sop_class in SEGMENTATION_CLASSES else _OF_IMAGES
+        kinds = {(sop_class, syntax) for syntax in syntaxes}
         kinds |= {(str(_GET), str(ImplicitVRLittleEndian))}
         where = self.peer.address.ae_title
-        with associate(self.peer, kinds, gets=str(SegmentationStorage), keep=keep) as association:
+        with associate(self.peer, kinds, gets=sop_class, keep=keep) as association:
             if _GET not in {context.abstract_syntax for context in association.accepted_contexts}:
                 raise CannotReadBack(f"{where} accepts no C-GET")
             status = get_instance(association, listed, where)

@@ -1,35 +1,40 @@
-"""The SCP of Storage, Verification and Storage Commitment: every storage class and transfer syntax, stored as received."""
+"""The SCP: Storage of every class and transfer syntax, as received; Verification, Storage Commitment, Query/Retrieve."""
 
-import socket
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from functools import partial
+from typing import Any, Final
 
 import structlog
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE, A_RELEASE
-from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import ThreadedAssociationServer
 from structlog.contextvars import bound_contextvars
 
-from segnode.dicom.status import PROCESSING_FAILURE, STATUS_OF, SUCCESS
-from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
-from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from segnode.dimse.commitment import PUSH_MODEL, CommitmentDoor
+from segnode.config import Config
+from segnode.dicom.header import Header
+from segnode.dicom.status import PROCESSING_FAILURE, STATUS_OF, STORED_WITH_MISMATCH, SUCCESS, meaning_of
+from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, SEGMENTATION_CLASSES, segmentation_class
+from segnode.dimse.accepting import Acceptance, Listening, Reception, SharingServer
+from segnode.dimse.commitment_scp import CommitmentDoor
+from segnode.dimse.incoming import Incoming
+from segnode.dimse.negotiation import Negotiator
+from segnode.dimse.places import Places
+from segnode.dimse.query_scp import QueryDoor
+from segnode.dimse.services import services
+from segnode.dimse.storage_lane import open_lane
+from segnode.dimse.store_messages import Answer
 from segnode.dimse.switches import set_switches
-from segnode.errors import OutOfResources, Refusal
+from segnode.errors import ClassNotSupported, NotAuthorised, Refusal
 from segnode.pipeline.associations import Associations
-from segnode.pipeline.receive import Receiver
+from segnode.pipeline.receive import Receiver, examine
 from segnode.store.index import OpenAssociation, Sender
 from segnode.store.leases import Lease
-from segnode.store.objects import ObjectStore, Spool
 
 _log = structlog.get_logger()
 
@@ -37,46 +42,17 @@ MAXIMUM_PDU: Final = 131072
 _LONGEST_COMMENT: Final = 64
 
 
-class _SharedContexts(list[PresentationContext]):
-    """What every association may propose. They only read it: the copy that pynetdicom makes for each takes 0.1 s."""
-
-    def __deepcopy__(self, _memo: object) -> Self:
-        return self
-
-
-class _SharingServer(ThreadedAssociationServer):
-    """An association server on a socket that listens already, and that other processes may share."""
-
-    def __init__(self, *arguments: Any, listening: socket.socket, **named: Any) -> None:
-        self._listening = listening
-        # Of those that are woken by a connection all but one find it taken: they must not wait for the next.
-        listening.setblocking(False)
-        super().__init__(*arguments, **named)
-        self.contexts = _SharedContexts(self.contexts)
-
-    def server_bind(self) -> None:
-        super().server_close()  # one of its own, that does not listen
-        self.socket = self._listening
-
-    def server_activate(self) -> None:
-        """It listens already."""
-
-    def server_close(self) -> None:
-        """Close this process's share; a shutdown would be one for all."""
-        self._listening.close()
-
-
 @dataclass(frozen=True)
 class StorageScp:
     """A listening SCP."""
 
-    server: ThreadedAssociationServer
+    servers: Sequence[SharingServer]
     door: "_Door"
 
     @property
     def associations(self) -> int:
         """How many associations are open in this process."""
-        return len(self.server.active_associations)
+        return sum(len(server.active_associations) for server in self.servers)
 
     def close_ended(self) -> None:
         """Say of associations that have ended that they send no more, where that was not said yet. Raises OutOfResources."""
@@ -84,25 +60,33 @@ class StorageScp:
 
     def stop(self) -> None:
         """Accept no more associations, and end the open ones."""
-        associations = self.server.active_associations
-        self.server.shutdown()
-        for association in associations:
-            association.abort()
+        for server in self.servers:
+            associations = server.active_associations
+            server.shutdown()
+            for association in associations:
+                association.abort()
 
 
-def start_scp(receiver: Receiver, commitment: CommitmentDoor, lease: Lease, listening: socket.socket) -> StorageScp:
-    """Accept associations on a listening socket; each is a part of this process's lease."""
-    set_switches(lambda **_: _Incoming(receiver.objects))
+def start_scp(
+    receiver: Receiver,
+    commitment: CommitmentDoor,
+    query: QueryDoor,
+    lease: Lease,
+    config: Callable[[], Config],
+    sockets: Sequence[Listening],
+) -> StorageScp:
+    """Accept associations on listening sockets; each is a part of this process's lease.
+
+    `config` is the configuration as it is now: who is let in may change.
+    """
+    set_switches(lambda **_: Incoming(receiver.objects))
+    first = config()
     ae = AE(receiver.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = MAXIMUM_PDU
-    ae.maximum_associations = 64
-    for context in AllStoragePresentationContexts:
-        ae.add_supported_context(str(context.abstract_syntax), list(STORED_TRANSFER_SYNTAXES))
-    ae.add_supported_context(Verification)
-    # Archives report in an association of their own, in which they are the SCP.
-    ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
+    ae.maximum_associations = sys.maxsize  # which counts connections of this process; places are counted instead
+    ae.acse_timeout, ae.network_timeout = first.dimse.artim, first.dimse.idle
     door = _Door(receiver, Associations(receiver.index, lease))
     handlers: list[Any] = [
         (evt.EVT_C_STORE, door.store),
@@ -110,54 +94,15 @@ def start_scp(receiver: Receiver, commitment: CommitmentDoor, lease: Lease, list
         (evt.EVT_ACSE_RECV, door.note_release),
         (evt.EVT_CONN_CLOSE, door.end),
         *commitment.handlers(),
+        *query.handlers(),
     ]
-    server = ae.make_server(listening.getsockname(), evt_handlers=handlers, server_class=_SharingServer, listening=listening)
-    ae._servers.append(server)  # which its shutdown wants to take it from
-    threading.Thread(target=server.serve_forever, name="accepting", daemon=True).start()
-    return StorageScp(server, door)
-
-
-class _Incoming:
-    """The file of an object that comes in, as pynetdicom writes to one; what the disk does not take is said at its end."""
-
-    def __init__(self, objects: ObjectStore) -> None:
-        self.file = self  # of which pynetdicom flushes the inner one
-        self.name = ""
-        self._problem: OutOfResources | None = None
-        self._spool: Spool | None = None
-        with self._noting():
-            self._spool = objects.spool()
-            self.name = str(self._spool.path)
-
-    def write(self, block: bytes) -> int:
-        """Append bytes, unless some before them were not taken."""
-        if self._spool is not None and self._problem is None:
-            with self._noting():
-                self._spool.write(block)
-        return len(block)
-
-    def flush(self) -> None:
-        """Nothing waits for this: the file is read when it is complete."""
-
-    def complete(self) -> None:
-        """Complete the file. Raises OutOfResources when the disk has not taken all of it."""
-        if self._spool is not None and self._problem is None:
-            with self._noting():
-                self._spool.complete()
-        if self._problem is not None:
-            raise self._problem
-
-    def close(self) -> None:
-        """Delete the file, unless it was kept."""
-        if self._spool is not None:
-            self._spool.discard()
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-        except OutOfResources as problem:
-            self._problem = problem
+    places = Places(first.data / "associations", first.dimse.max_associations)
+    reception = Reception(config, Negotiator(services(first.dimse.private_sop_classes)), places)
+    lane = partial(open_lane, objects=receiver.objects, receive=door.receive, maximum_pdu=MAXIMUM_PDU)
+    servers = [SharingServer(ae, listening, reception, handlers, lane) for listening in sockets]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, name="accepting", daemon=True).start()
+    return StorageScp(servers, door)
 
 
 class _Door:
@@ -174,12 +119,20 @@ class _Door:
         """An association is open."""
         association = self._associations.begin()
         self._open[event.assoc] = association
-        _log.info("association opened", association=association.name, calling_ae=event.assoc.requestor.ae_title)
+        sender = _sender(event.assoc)
+        _log.info(
+            "association opened",
+            association=association.name,
+            calling_ae=sender.calling_ae,
+            called_ae=sender.called_ae,
+            host=sender.host,
+        )
 
     def note_release(self, event: Event) -> None:
         """The peer has said that it is done; it may close the connection before anything else is told of that."""
         if isinstance(event.primitive, A_RELEASE):  # type: ignore[attr-defined]
             self._released.add(event.assoc)
+            _leave(event.assoc)  # it may open the next as soon as this is acknowledged
 
     def end(self, event: Event) -> None:
         """A connection is closed; what it sent waits for it no longer."""
@@ -192,6 +145,10 @@ class _Door:
         self._associations.close_ended()
 
     def _end(self, peer: Association) -> None:
+        _leave(peer)
+        message = peer.dimse.message
+        if message is not None and message._data_set_file is not None:  # of an object that broke off
+            message._data_set_file.close()
         association = self._open.pop(peer, None)
         well = peer in self._released and peer not in self._refused
         self._released.discard(peer)
@@ -201,29 +158,70 @@ class _Door:
             _log.info("association closed", association=association.name)
 
     def store(self, event: Event) -> Dataset:
-        """Receive an object; the response."""
-        association = self._open.get(event.assoc)
-        with bound_contextvars(association=association.name if association else None):
-            response = self._receive(event, association)
-            if response.Status != SUCCESS:
-                self._refused.add(event.assoc)
-                self._receiver.meter.refused(response.Status)
-        if association is not None and event.assoc not in self._open:  # its connection broke meanwhile
-            self._refused.discard(event.assoc)
-            self._associations.end(association, well=False)
-        return response
+        """Receive an object that pynetdicom has put together; the response."""
+        is_of_context = event.request.AffectedSOPClassUID == event.context.abstract_syntax
+        incoming: Incoming = event.request._dataset_file  # type: ignore[assignment]  # the switches say so
+        return _response(self.receive(event.assoc, incoming, is_of_context=is_of_context))
 
-    def _receive(self, event: Event, association: OpenAssociation | None) -> Dataset:
+    def receive(self, peer: Association, incoming: Incoming, *, is_of_context: bool = True) -> Answer:
+        """Receive an object; what is answered. `is_of_context` says whether its class is that of its presentation context."""
+        association = self._open.get(peer)
+        with bound_contextvars(association=association.name if association else None):
+            answer = self._receive(peer, incoming, association, is_of_context=is_of_context)
+            if meaning_of(answer.status) != "stored":
+                self._refused.add(peer)
+                self._receiver.meter.refused(answer.status)
+        if association is not None and peer not in self._open:  # its connection broke meanwhile
+            self._refused.discard(peer)
+            self._associations.end(association, well=False)
+        return answer
+
+    def _receive(
+        self, peer: Association, incoming: Incoming, association: OpenAssociation | None, *, is_of_context: bool
+    ) -> Answer:
         try:
-            event.request._dataset_file.complete()  # type: ignore[union-attr]  # the switches say what it is
-            self._receiver.receive(event.dataset_path, association=association, sender=_sender(event.assoc))
+            path = incoming.complete()
+            _require_right(peer)
+            _require_class(is_of_context=is_of_context)
+            examined = examine(path, incoming.digest)
+            self._receiver.receive_examined(examined, association=association, sender=_sender(peer))
         except Refusal as refusal:
-            _log.warning("refused", reason=str(refusal), calling_ae=event.assoc.requestor.ae_title)
-            return _response(STATUS_OF[type(refusal)], str(refusal), refusal.attribute)
+            _log.warning("refused", reason=str(refusal), calling_ae=peer.requestor.ae_title)
+            offending = tag_for_keyword(refusal.attribute) if refusal.attribute else None
+            return Answer(STATUS_OF[type(refusal)], str(refusal), offending)
         except Exception:  # noqa: BLE001  the border of an association: the sender is told, and the node serves on
             _log.exception("storing broke")
-            return _response(PROCESSING_FAILURE, "unforeseen error; the node's log has the details")
-        return _response(SUCCESS)
+            return Answer(PROCESSING_FAILURE, "unforeseen error; the node's log has the details")
+        mismatch = _mismatch(examined.header)
+        if mismatch:
+            _log.warning("stored with a warning", sop_instance_uid=examined.header.sop_instance_uid, reason=mismatch)
+            return Answer(STORED_WITH_MISMATCH, mismatch, tag_for_keyword("SegmentationType"))
+        return Answer(SUCCESS)
+
+
+def _require_right(association: Association) -> None:
+    """Raise NotAuthorised where the peer may not store."""
+    if isinstance(association.acse, Acceptance) and "store" not in association.acse.admitted.may:
+        raise NotAuthorised("this AE title may not store here (`may` of its [[peers]])")
+
+
+def _require_class(*, is_of_context: bool) -> None:
+    """Raise ClassNotSupported where the command names another class than its presentation context."""
+    if not is_of_context:
+        raise ClassNotSupported("its SOP class is not that of its presentation context", "AffectedSOPClassUID")
+
+
+def _mismatch(header: Header) -> str:
+    """What of an object is not as its SOP class has it (PS3.3 A.51), though it can be kept; of segmentations alone."""
+    kind = header.attributes.get("SegmentationType")
+    if kind is None or header.sop_class_uid not in SEGMENTATION_CLASSES or segmentation_class(kind) == header.sop_class_uid:
+        return ""
+    return "kept, but SegmentationType is not one of its SOP class"
+
+
+def _leave(association: Association) -> None:
+    if isinstance(association.acse, Acceptance):
+        association.acse.leave()
 
 
 def _sender(association: Association) -> Sender:
@@ -232,12 +230,11 @@ def _sender(association: Association) -> Sender:
     return Sender(association.requestor.ae_title.strip(), str(called).strip(), str(association.requestor.address))
 
 
-def _response(status: int, comment: str = "", attribute: str | None = None) -> Dataset:
+def _response(answer: Answer) -> Dataset:
     response = Dataset()
-    response.Status = status
-    if comment:
-        response.ErrorComment = comment[:_LONGEST_COMMENT]
-    tag = tag_for_keyword(attribute) if attribute else None
-    if tag is not None:
-        response.OffendingElement = [tag]
+    response.Status = answer.status
+    if answer.comment:
+        response.ErrorComment = answer.comment[:_LONGEST_COMMENT]
+    if answer.offending is not None:
+        response.OffendingElement = [answer.offending]
     return response

@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Final
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -22,11 +22,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from segnode.config import DimseAddress, FormName
 from segnode.connections import trouble
-from segnode.dicom.header import read_header
-from segnode.dicom.status import SUCCESS, meaning_of, require_stored
+from segnode.dicom.header import read_file_meta, read_header
+from segnode.dicom.native import in_native
+from segnode.dicom.status import SUCCESS, meaning_of
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, uid_name
 from segnode.dimse.peer import ANSWER_S, DimsePeer, look_at
+from segnode.dimse.send_lane import MAXIMUM_PDU, SendLane
 from segnode.dimse.switches import set_switches
 from segnode.errors import (
     AlreadyThere,
@@ -37,13 +39,14 @@ from segnode.errors import (
     FormRefused,
     NotLetIn,
     Refusal,
+    UnreadablePixels,
 )
 from segnode.pipeline.ports import Encoded, Identified
 from segnode.seg.forms import FORMS
 
 _FIND: Final = StudyRootQueryRetrieveInformationModelFind
 _GET: Final = StudyRootQueryRetrieveInformationModelGet
-_MAXIMUM_PDU: Final = 131072
+_NATIVE: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _MOST_CONTEXTS: Final = 128
 _CONNECT_S: Final = 10
 _NEGOTIATE_S: Final = 30
@@ -67,14 +70,14 @@ class DimseDestination:
     def reach(self, forms: Sequence[FormName]) -> Iterator["StoreDoor"]:
         """Offer every form in one association; see the port Destination."""
         wanted = {(str(FORMS[f].sop_class_uid), str(FORMS[f].transfer_syntax_uid)) for f in forms}
-        with associate(self.peer, wanted) as association:
-            yield StoreDoor(association)
+        with storing(self.peer, wanted) as lane:
+            yield StoreDoor(lane)
 
     @contextmanager
-    def passage(self, kinds: Collection[tuple[str, str]]) -> Iterator["DimsePassage"]:
+    def passage(self, kinds: Collection[tuple[str, str]]) -> Iterator[SendLane]:
         """Offer every kind in one association; see the port Destination."""
-        with associate(self.peer, set(kinds)) as association:
-            yield DimsePassage(association)
+        with storing(self.peer, set(kinds)) as lane:
+            yield lane
 
     def held(self, wanted: Identified) -> bytes | None:
         """Ask by C-FIND and fetch by C-GET, in an association of their own; see the port Destination.
@@ -109,17 +112,19 @@ class DimseDestination:
 
     def send_as_is(self, part10: bytes) -> str:
         """Offer the object uncompressed, as every archive takes what it takes at all; see the port Destination."""
-        sop_class = read_header(BytesIO(part10)).sop_class_uid
-        kinds = {(sop_class, str(syntax)) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)}
-        with associate(self.peer, kinds) as association:
-            if association.accepted_contexts:
-                try:
-                    return _store(association, part10)
-                except AlreadyThere as there:
-                    return str(there)
-                except FormRefused as refusal:
-                    raise DeliveryRefused(f"{self.where} refuses {uid_name(sop_class)}: {refusal}") from refusal
-        raise DeliveryRefused(f"{self.where} does not accept SOP class {uid_name(sop_class)}")
+        header = read_header(BytesIO(part10))
+        sop_class = header.sop_class_uid
+        kinds = {(sop_class, str(syntax)) for syntax in _NATIVE}
+        with storing(self.peer, kinds) as lane:
+            syntax = next((str(syntax) for syntax in _NATIVE if lane.accepts(sop_class, str(syntax))), None)
+            if syntax is None:
+                raise DeliveryRefused(f"{self.where} does not accept SOP class {uid_name(sop_class)}")
+            try:
+                return lane.store(part10 if header.transfer_syntax_uid == syntax else in_native(BytesIO(part10), syntax))
+            except AlreadyThere as there:
+                return str(there)
+            except (FormRefused, UnreadablePixels) as refusal:
+                raise DeliveryRefused(f"{self.where} refuses {uid_name(sop_class)}: {refusal}") from refusal
 
     @contextmanager
     def _asking(self, kinds: set[tuple[str, str]], gets: str, keep: Callable[[Event], int]) -> Iterator[Association]:
@@ -133,37 +138,17 @@ class DimseDestination:
 
 @dataclass(frozen=True)
 class StoreDoor:
-    """An association that objects are sent in."""
+    """An association that SEGs are sent in."""
 
-    association: Association
+    lane: SendLane
 
     def accepts(self, form: FormName) -> bool:
         """Whether the form's SOP class was accepted with its transfer syntax."""
-        wanted = FORMS[form].sop_class_uid, FORMS[form].transfer_syntax_uid
-        return wanted in {(c.abstract_syntax, c.transfer_syntax[0]) for c in self.association.accepted_contexts}
+        return self.lane.accepts(str(FORMS[form].sop_class_uid), str(FORMS[form].transfer_syntax_uid))
 
     def store(self, encoded: Encoded) -> str:
         """Send by C-STORE; see the port Door."""
-        return _store(self.association, encoded.part10)
-
-
-@dataclass(frozen=True)
-class DimsePassage:
-    """An association that objects are forwarded in."""
-
-    association: Association
-
-    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
-        """Whether the class was accepted with the transfer syntax."""
-        accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in self.association.accepted_contexts}
-        return (sop_class_uid, transfer_syntax_uid) in accepted
-
-    def store(self, part10: Path | bytes) -> str:
-        """Send by C-STORE; see the port Passage."""
-        try:
-            return _store(self.association, part10)
-        except (AttributeError, ValueError) as error:  # pynetdicom's, for file meta information without what it needs
-            raise FormRefused(f"cannot be sent as it is: {error}") from error
+        return self.lane.store(encoded.part10)
 
 
 def send_files(
@@ -179,13 +164,13 @@ def send_files(
     """
     peer = DimsePeer(address, calling_ae, timeout_s, tls)
     for batch in _batches(files):
-        with associate(peer, set(batch.values())) as association:
+        with storing(peer, set(batch.values())) as lane:
             for file in batch:
                 try:
-                    yield file, _store(association, file)
+                    yield file, lane.store(file)
                 except AlreadyThere as claim:
                     yield file, str(claim)
-                except (FormRefused, ValueError) as error:
+                except FormRefused as error:
                     raise DeliveryRefused(f"{file}: {address.ae_title} refuses {uid_name(batch[file][0])}: {error}") from error
 
 
@@ -212,16 +197,29 @@ def _batches(files: Iterable[Path]) -> Iterator[dict[Path, tuple[str, str]]]:
     for path in files:
         try:
             with path.open("rb") as file:
-                header = read_header(file)
+                meta = read_file_meta(file)
         except Refusal as refusal:
             raise DeliveryRefused(f"{path} cannot be sent: {refusal}") from refusal
-        kind = (header.sop_class_uid, header.transfer_syntax_uid)
+        kind = (meta.sop_class_uid, meta.transfer_syntax_uid)
         if kind not in batch.values() and len(set(batch.values())) == _MOST_CONTEXTS:
             yield batch
             batch = {}
         batch[path] = kind
     if batch:
         yield batch
+
+
+@contextmanager
+def storing(peer: DimsePeer, kinds: set[tuple[str, str]]) -> Iterator[SendLane]:
+    """As `associate`: a lane to send objects of these kinds in. Raises DeliveryDeferred, DeliveryRefused."""
+    lane = SendLane()
+    with associate(peer, kinds, handlers=[(evt.EVT_CONN_OPEN, lane.attach)]) as association:
+        # What it would poll for is seen when the next object is sent; release and abort end the pause.
+        association._reactor_checkpoint.clear()
+        try:
+            yield lane.use(association)
+        finally:
+            association._reactor_checkpoint.set()
 
 
 @contextmanager
@@ -255,7 +253,7 @@ def associate(
             address.port,
             contexts=contexts,
             ae_title=address.ae_title,
-            max_pdu=_MAXIMUM_PDU,
+            max_pdu=MAXIMUM_PDU,
             ext_neg=roles,
             evt_handlers=handlers,
             tls_args=(peer.tls, address.host) if peer.tls else None,
@@ -320,15 +318,3 @@ def _identifier(wanted: Identified) -> Dataset:
 def _raise_if_passing(code: int, answer: str) -> None:
     if meaning_of(code) == "later":
         raise DeliveryDeferred(answer)
-
-
-def _store(association: Association, source: bytes | Path) -> str:
-    try:
-        status = association.send_c_store(dcmread(BytesIO(source)) if isinstance(source, bytes) else source)
-    except RuntimeError:  # pynetdicom's, where the association broke off before; where it does so now, nothing is answered
-        status = Dataset()
-    if "Status" not in status:
-        raise DeliveryDeferred("the association broke off before the object was acknowledged")
-    code = int(status.Status)
-    answer = f"status 0x{code:04X}" + (f" {status.ErrorComment}" if "ErrorComment" in status else "")
-    return require_stored(code, answer)

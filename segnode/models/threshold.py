@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 def segment(volume: Volume) -> Result:
     """Label body (1), lungs (2) and bone (3) of a CT volume in HU."""
-    body = _body(volume.array > _BODY_HU)
+    body = _body(volume.array > _BODY_HU, _upright(volume))
     lungs = _large_parts(body & (volume.array < _LUNG_HU), volume)
     labelmap = body.astype(np.uint8)
     labelmap[lungs] = LUNG
@@ -29,13 +29,19 @@ def segment(volume: Volume) -> Result:
     return Result(labelmap)
 
 
-def _body(dense: Mask) -> Mask:
-    """The largest connected part, with what it encloses in each slice: a table and clothes are not connected to it."""
+def _upright(volume: Volume) -> int:
+    """The axis that runs most from feet to head."""
+    return int(np.abs(volume.affine[2, :3] / volume.spacing).argmax())
+
+
+def _body(dense: Mask, upright: int) -> Mask:
+    """The largest connected part, with what it encloses across an axis: a table and clothes are not connected to it."""
     parts, count = ndimage.label(dense, _CONNECTIVITY)
     if count == 0:
         return dense
     largest = int(_sizes(parts, count)[1:].argmax()) + 1
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in parts == largest])
+    across = np.moveaxis(parts == largest, upright, 0)
+    return np.moveaxis(np.stack([ndimage.binary_fill_holes(plane) for plane in across]), 0, upright)
 
 
 def _large_parts(mask: Mask, volume: Volume) -> Mask:

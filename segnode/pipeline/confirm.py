@@ -1,31 +1,30 @@
 """Confirming: the proof that an archive has what it says that it stored, before a delivery counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from pydicom.uid import generate_uid
 
 from segnode.config import DestinationConfig
-from segnode.errors import CannotAsk, CannotReadBack, DeliveryRefused, NotConfirmed, NotLetIn
-from segnode.pipeline.back_off import wait_after
+from segnode.dicom.status import COMMITMENT_FAILURES
+from segnode.errors import (
+    CannotAsk,
+    CannotReadBack,
+    DeliveryDeferred,
+    DeliveryFailed,
+    DeliveryRefused,
+    NotConfirmed,
+    NotLetIn,
+)
 from segnode.pipeline.job_document import iso_time
 from segnode.pipeline.ports import Committer, Destination, Identified
 from segnode.store.commitments import Commitments, Reference, Transaction
-from segnode.store.jobs import Delivery, Jobs
+from segnode.store.jobs import Delivery
 
 OVERDUE_S: Final = 86400.0
 # An archive that breaks off whenever it is asked means it: with back-off that is seen after half an hour.
 _BREAKS_OFF: Final = 8
-# FailureReason of storage commitment (PS3.4 J.3.3).
-_REASONS: Final = {
-    0x0110: "processing failure",
-    0x0112: "no such object instance",
-    0x0119: "class-instance conflict",
-    0x0122: "referenced SOP class not supported",
-    0x0131: "duplicate transaction UID",
-    0x0213: "resource limitation",
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Stored:
 class Confirmer:
     """Asks for proof, as the configuration of a destination says; every step is a row first, and may be repeated."""
 
-    jobs: Jobs
     commitments: Commitments
     committers: Mapping[str, Committer]
     configs: Mapping[str, DestinationConfig]
@@ -56,56 +54,79 @@ class Confirmer:
 
     def wake(self) -> None:
         """Have every delivery looked at whose report has come."""
-        now = self.clock()
-        for transaction in self.commitments.answered():
-            delivery = self.jobs.stored_as(transaction.job_id, transaction.destination, transaction.sop_instance_uid)
-            if delivery is None or not self._awaits(delivery, transaction):
-                self.commitments.settle(transaction.transaction_uid)
-            elif delivery.next_attempt_at > now:
-                self.jobs.wake(delivery, now)
+        asked = [name for name, config in self.configs.items() if config.confirm == "commitment"]
+        self.commitments.wake(asked, self.clock())
 
-    def _awaits(self, delivery: Delivery, transaction: Transaction) -> bool:
-        """Whether the report of a transaction says something of a delivery."""
-        config = self.configs.get(delivery.destination)
-        if delivery.state != "confirming" or config is None or config.confirm != "commitment":
+    def ask(self, stored: Sequence[tuple[Delivery, Reference]]) -> DeliveryFailed | None:
+        """Ask an archive, once, to stand by those of the objects that it has not been asked about; what kept it from that.
+
+        They are of one job and destination; nothing is asked of one that need not commit.
+        """
+        unasked = [each for each in stored if self._is_to_be_asked(*each)]
+        if not unasked:
+            return None
+        of, committer = unasked[0][0], self.committers[unasked[0][0].destination]
+        uid, now = str(generate_uid(prefix=None)), self.clock()
+        asked = [Transaction(uid, of.job_id, of.destination, *reference, each.stored_in, now) for each, reference in unasked]
+        try:
+            committer.ask(
+                uid, [reference for _, reference in unasked], lambda: self.commitments.ask(asked), self.commitments.answer
+            )
+        except (CannotAsk, DeliveryDeferred) as trouble:
+            return trouble
+        self.commitments.accepted(uid)
+        return None
+
+    def _is_to_be_asked(self, delivery: Delivery, reference: Reference) -> bool:
+        """Whether storage commitment is wanted of it, none was refused or given, and no report is awaited."""
+        if self.configs[delivery.destination].confirm != "commitment":
             return False
-        return transaction.outcome == "committed" or transaction.stored_in == delivery.stored_in
+        asked = self.commitments.of(delivery.job_id, delivery.destination, reference)
+        now = [transaction for transaction in asked if transaction.stored_in == delivery.stored_in]
+        return not any(t.outcome or t.is_accepted for t in now) and not any(t.outcome == "committed" for t in asked)
 
-    def proof(self, delivery: Delivery, destination: Destination, reference: Reference, stored: Callable[[], Stored]) -> Proof:
-        """Look for the proof of a delivery that an archive stored, and ask for it where that is to be done.
+    def proof(
+        self,
+        delivery: Delivery,
+        destination: Destination,
+        reference: Reference,
+        stored: Callable[[], Stored],
+        trouble: DeliveryFailed | None,
+        again_at: float,
+    ) -> Proof:
+        """Look for the proof of a delivery that an archive stored.
 
-        Raises NotConfirmed when the archive does not stand by it, DeliveryRefused when it cannot be proved or is another
-        object, DeliveryDeferred.
+        `trouble` is what kept the archive from being asked for storage commitment; `again_at` is when it is looked at again
+        where nothing else says when. Raises NotConfirmed when the archive does not stand by it, DeliveryRefused when it
+        cannot be proved or is another object, DeliveryDeferred.
         """
         confirm = self.configs[delivery.destination].confirm
         if confirm == "commitment":
-            return self._committed(delivery, reference)
+            return self._committed(delivery, reference, trouble)
         if confirm == "read-back":
-            return self._read_back(delivery, destination, stored())
+            return self._read_back(delivery, destination, stored(), again_at)
         return Proof(delivery.last_answer)
 
-    def _committed(self, delivery: Delivery, reference: Reference) -> Proof:
-        proof = self._reported(delivery, reference)
-        while proof is None:
-            self._ask(delivery, reference)
-            proof = self._reported(delivery, reference)
-        return proof
-
-    def _reported(self, delivery: Delivery, reference: Reference) -> Proof | None:
-        """What was reported, or is awaited; None when no request of it was accepted. Raises NotConfirmed."""
-        for transaction in self.commitments.of(delivery.job_id, delivery.destination):
-            # A late report on what was asked before it was sent again is as good: it is the same object.
-            if transaction.outcome == "committed" and _reference(transaction) == reference:
-                return Proof(f"storage commitment in transaction {transaction.transaction_uid}")
+    def _committed(self, delivery: Delivery, reference: Reference, trouble: DeliveryFailed | None) -> Proof:
+        """What was reported, or is awaited. Raises NotConfirmed, DeliveryRefused, DeliveryDeferred."""
         where = self.committers[delivery.destination].where
-        asked = self._asked(delivery, reference)
+        known = self.commitments.of(delivery.job_id, delivery.destination, reference)
+        for transaction in known:
+            # A late report on what was asked before it was sent again is as good: it is the same object.
+            if transaction.outcome == "committed":
+                return Proof(f"storage commitment in transaction {transaction.transaction_uid}")
+        asked = [transaction for transaction in known if transaction.stored_in == delivery.stored_in]
         reason = next((transaction.reason for transaction in asked if transaction.outcome == "failed"), None)
         if reason is not None:
-            said = f"FailureReason 0x{reason:04X}" + (f" ({_REASONS[reason]})" if reason in _REASONS else "")
+            named = COMMITMENT_FAILURES.get(reason)
+            said = f"FailureReason 0x{reason:04X}" + (f" ({named})" if named else "")
             raise NotConfirmed(f"{where} said that it stored it, and refuses storage commitment: {said}")
         accepted = [transaction for transaction in asked if transaction.is_accepted]
         if not accepted:
-            return None
+            if isinstance(trouble, CannotAsk) or (isinstance(trouble, NotLetIn) and len(asked) >= _BREAKS_OFF):
+                instead = f"without it set confirm of {delivery.destination} to read-back or status, then retry"
+                raise DeliveryRefused(f"stored, but not proved: {trouble}; {instead}") from trouble
+            raise trouble or DeliveryDeferred(f"{where} is still to be asked for storage commitment")
         newest, overdue_at = accepted[0], accepted[-1].asked_at + OVERDUE_S
         if self.clock() >= overdue_at:
             raise NotConfirmed(f"{where} said that it stored it, and has not reported storage commitment within 24 hours")
@@ -116,29 +137,7 @@ class Confirmer:
             overdue_at,
         )
 
-    def _ask(self, delivery: Delivery, reference: Reference) -> None:
-        committer, uid = self.committers[delivery.destination], str(generate_uid(prefix=None))
-        asked = Transaction(uid, delivery.job_id, delivery.destination, *reference, delivery.stored_in, self.clock())
-        try:
-            committer.ask(
-                uid,
-                reference,
-                lambda: self.commitments.ask(asked),
-                lambda report: self.commitments.answer(report, self.clock()),
-            )
-        except (CannotAsk, NotLetIn) as reason:
-            if isinstance(reason, NotLetIn) and len(self._asked(delivery, reference)) < _BREAKS_OFF:
-                raise
-            instead = f"without it set confirm of {delivery.destination} to read-back or status, then retry"
-            raise DeliveryRefused(f"stored, but not proved: {reason}; {instead}") from reason
-        self.commitments.accepted(uid)
-
-    def _asked(self, delivery: Delivery, reference: Reference) -> list[Transaction]:
-        """What was asked about an object since it was stored last, newest first."""
-        asked = self.commitments.of(delivery.job_id, delivery.destination)
-        return [t for t in asked if _reference(t) == reference and t.stored_in == delivery.stored_in]
-
-    def _read_back(self, delivery: Delivery, destination: Destination, stored: Stored) -> Proof:
+    def _read_back(self, delivery: Delivery, destination: Destination, stored: Stored, again_at: float) -> Proof:
         uid, where, now = stored.identified.sop_instance_uid, destination.where, self.clock()
         try:
             held = destination.held(stored.identified)
@@ -152,8 +151,4 @@ class Confirmer:
             return Proof("read back from there, it is what was sent")
         if now >= delivery.stored_at + OVERDUE_S:
             raise NotConfirmed(f"{where} said that it stored it, and does not find {uid} 24 hours later")
-        return Proof(f"stored; {where} does not find {uid} yet", now + wait_after(delivery.attempts))
-
-
-def _reference(transaction: Transaction) -> Reference:
-    return Reference(transaction.sop_class_uid, transaction.sop_instance_uid)
+        return Proof(f"stored; {where} does not find {uid} yet", again_at)

@@ -1,33 +1,38 @@
 """Delivering: one attempt to send an object that is owed to a destination, and what follows from its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Final, cast
 
 import structlog
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, KeyObjectSelectionDocumentStorage
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.config import DestinationConfig, FormName
 from segnode.dicom.native import in_native
+from segnode.dicom.uids import UUID_ROOT, root_of
 from segnode.errors import (
     CannotConvert,
     DeliveryDeferred,
+    DeliveryFailed,
     DeliveryRefused,
     FormRefused,
     NotASegmentation,
     NotAVolume,
     NotConfirmed,
     NotLetIn,
+    OutOfResources,
     OverlappingSegments,
     UnreadablePixels,
 )
 from segnode.pipeline.back_off import wait_after
-from segnode.pipeline.confirm import Confirmer, Stored
+from segnode.pipeline.confirm import OVERDUE_S, Confirmer, Stored
 from segnode.pipeline.ladder import Ladder, Tried
 from segnode.pipeline.ports import Destination, Encoded
 from segnode.pipeline.read_back import require_same_content, require_same_labels
+from segnode.pipeline.step_down import NATIVE_SYNTAXES
 from segnode.seg.convert import Target, convert
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
@@ -41,10 +46,29 @@ from segnode.store.standings import Standing, Standings
 _log = structlog.get_logger()
 
 _REMEMBERED_S: Final = 86400.0
-# In which objects are sent on to those who do not take them as they are.
-NATIVE_SYNTAXES: Final[Mapping[str, str]] = {"native": str(ExplicitVRLittleEndian), "implicit": str(ImplicitVRLittleEndian)}
 # Of hundreds of objects in a row not each answer is news.
 _SAID_AGAIN_S: Final = 1.0
+# How many objects a request for storage commitment names.
+_COMMITTED_AT_ONCE: Final = 500
+
+
+class Broken(Exception):
+    """An unforeseen error, its cause, in what was done for a delivery; the others of its attempt have nothing to do with it."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__("a delivery broke")
+        self.delivery = delivery
+
+
+@contextmanager
+def breaking(delivery: Delivery) -> Iterator[None]:
+    """What is done for a delivery: raises what that is foreseen to raise, and Broken for whatever else."""
+    try:
+        yield
+    except (DeliveryFailed, OutOfResources):
+        raise
+    except Exception as error:
+        raise Broken(delivery) from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,10 @@ class HeldSegmentation:
                     form, held.sop_class_uid, held.sop_instance_uid, held.series_instance_uid, held.study_instance_uid, part10
                 )
             now = datetime.fromtimestamp(self.decided_at, UTC)
-            (made,) = convert(self._stored, Target(wanted.type, wanted.codec, station_name=self.station_name), now)
+            # A result's root is that of its own UID, whatever the configuration has by now.
+            root = root_of(held.sop_instance_uid) if held.origin == "made" else UUID_ROOT
+            target = Target(wanted.type, wanted.codec, station_name=self.station_name, uid_root=root)
+            (made,) = convert(self._stored, target, now)
         except (CannotConvert, NotASegmentation, NotAVolume, OverlappingSegments, UnreadablePixels) as error:
             raise FormRefused(f"cannot be made: {error}") from error
         uids = made.sop_instance_uid, made.series_instance_uid, held.study_instance_uid
@@ -97,7 +124,7 @@ class Deliverer:
 
     def attempt(self, delivery: Delivery) -> None:
         """Try once to send an object; its row says afterwards how that went. May be repeated."""
-        destination, held = self.destinations.get(delivery.destination), self._held(delivery)
+        destination, held = self.destinations.get(delivery.destination), self.held(delivery)
         if held is None or destination is None:
             return
         try:
@@ -111,18 +138,33 @@ class Deliverer:
         except DeliveryDeferred as deferral:
             self.deferred(delivery, deferral)
 
-    def confirm(self, delivery: Delivery) -> bool:
-        """Look once for the proof that a destination has what it stored; whether it could be asked. May be repeated."""
-        destination, held = self.destinations.get(delivery.destination), self._held(delivery)
-        if held is not None and destination is not None:
+    def confirm(self, deliveries: Sequence[Delivery]) -> bool:
+        """Look once for the proof that a destination has what it stored of a job; whether it could be asked. May be repeated.
+
+        That whose time came first is the last: by it the attempt is known while it goes on.
+        """
+        now = self.clock()
+        in_turn = sorted(deliveries, key=lambda delivery: delivery.next_attempt_at, reverse=True)
+        portions = [in_turn[start : start + _COMMITTED_AT_ONCE] for start in range(0, len(in_turn), _COMMITTED_AT_ONCE)]
+        return all(self._confirm_together(portion, now) for portion in portions)
+
+    def _confirm_together(self, deliveries: Sequence[Delivery], now: float) -> bool:
+        """What of it is looked at again, or sent again, is due at the same time: it stays together."""
+        destination, again_at = self.destinations.get(deliveries[0].destination), now + wait_after(deliveries[0].attempts)
+        stored = [(delivery, held) for delivery in deliveries if (held := self.held(delivery)) is not None]
+        if destination is None or not stored:
+            return True
+        trouble = self.confirmer.ask([(delivery, _reference(delivery, held)) for delivery, held in stored])
+        for delivery, held in stored:
             try:
-                self._confirm(delivery, destination, held)
+                with breaking(delivery):
+                    self._confirm(delivery, destination, held, trouble, now, again_at)
             except DeliveryDeferred as deferral:
                 self.deferred(delivery, deferral)
                 return False
         return True
 
-    def _held(self, delivery: Delivery) -> Instance | None:
+    def held(self, delivery: Delivery) -> Instance | None:
         """The object that is owed. Where that or its destination is gone, the delivery is given up."""
         held = self.index.find(delivery.sop_instance_uid)
         if held is None or delivery.destination not in self.destinations:
@@ -145,32 +187,41 @@ class Deliverer:
             self.jobs.stored(delivery, taken, answer, self.clock())
             self._say(delivery, "stored", **said)
 
-    def _confirm(self, delivery: Delivery, destination: Destination, held: Instance) -> None:
+    def _confirm(
+        self,
+        delivery: Delivery,
+        destination: Destination,
+        held: Instance,
+        trouble: DeliveryFailed | None,
+        now: float,
+        again_at: float,
+    ) -> None:
         """Have it proved that a destination has what it stored; sent once more where it does not stand by it."""
-        name = delivery.destination
         stored = lambda: self._what_was_stored(delivery, held)  # noqa: E731
         try:
-            proof = self.confirmer.proof(delivery, destination, _reference(delivery, held), stored)
+            proof = self.confirmer.proof(delivery, destination, _reference(delivery, held), stored, trouble, again_at)
         except NotConfirmed as reason:
-            self._unproved(delivery, str(reason), again=not delivery.sent_again)
+            self._unproved(delivery, str(reason), now, again=not delivery.sent_again)
         except DeliveryRefused as reason:
-            self._unproved(delivery, str(reason), again=False)
-        except NotLetIn as reason:  # it takes objects: others need not wait for this
-            now = self.clock()
-            self.standings.answered(name, str(reason), now)
-            self.jobs.awaited(delivery, str(reason), now + wait_after(delivery.attempts), now)
+            self._unproved(delivery, str(reason), now, again=False)
+        except NotLetIn as reason:
+            if self.clock() >= delivery.stored_at + OVERDUE_S:
+                self._unproved(delivery, f"stored, but not proved within 24 hours: {reason}", now, again=False)
+                return
+            self.answered(delivery.destination, str(reason))  # it takes objects: others need not wait for this
+            self.jobs.awaited(delivery, str(reason), again_at, self.clock())
         else:
-            self.standings.answered(name, proof.answer, self.clock())
+            self.answered(delivery.destination, proof.answer)
             if proof.look_at is None:
                 self.jobs.proved(delivery, proof.answer, self.clock())
                 self._say(delivery, "delivered", sent=delivery.sent_sop_instance_uid)
             else:
                 self.jobs.awaited(delivery, proof.answer, proof.look_at, self.clock())
 
-    def _unproved(self, delivery: Delivery, reason: str, *, again: bool) -> None:
-        self.standings.answered(delivery.destination, reason, self.clock())
+    def _unproved(self, delivery: Delivery, reason: str, now: float, *, again: bool) -> None:
+        self.answered(delivery.destination, reason)
         if again:
-            self.jobs.send_again(delivery, f"{reason}; it is sent again", self.clock())
+            self.jobs.send_again(delivery, f"{reason}; it is sent again", now, self.clock())
             self._say(delivery, "deferred")
         else:
             also = ", also after it was sent again" if delivery.sent_again else ""
@@ -245,17 +296,20 @@ class Deliverer:
     def deferred(self, delivery: Delivery, deferral: DeliveryDeferred) -> None:
         """Owe an object for longer, and all that its job owes there.
 
-        Exponential back-off with jitter, given up when the destination's time is over.
+        Exponential back-off with jitter; each is given up when the time that it has at the destination is over.
         """
         name, answer = delivery.destination, str(deferral)
         now, config = self.clock(), self.configs[name]
         self.standings.failed(name, answer, now)
-        if now - delivery.created_at > config.give_up_after_s:
-            for each in self.jobs.attempted(Attempt(delivery.job_id, name, delivery.next_attempt_at)):
-                self.give_up(each, f"given up after {config.give_up_after}; last answer: {answer}")
-            return
-        self.jobs.deferred(delivery, answer, now + wait_after(delivery.attempts), now)
-        self._say(delivery, "deferred")
+        due, until = self.jobs.attempted(Attempt(delivery.job_id, name, now), now), now + wait_after(delivery.attempts)
+        overdue = [each for each in due if now - each.owed_since > config.give_up_after_s]
+        for each in overdue:
+            self.give_up(each, f"given up after {config.give_up_after}; last answer: {answer}")
+        if any(each.sop_instance_uid == delivery.sop_instance_uid for each in overdue):
+            self.jobs.put_off(delivery, until)
+        else:
+            self.jobs.deferred(delivery, answer, until, now)
+            self._say(delivery, "deferred")
 
 
 def order(forms: tuple[FormName, ...], unanswered: FormName | None, remembered: FormName | None) -> list[FormName]:

@@ -21,7 +21,7 @@ class Dispatch:
     configs: Mapping[str, DestinationConfig]
 
     def due(self, now: float) -> list[Attempt]:
-        """What is to be attempted now: of each destination no more at once than it may have associations.
+        """What is to be attempted now, longest due first: of each destination no more at once than it may have associations.
 
         Of one that is paused nothing; of one that is down one attempt a minute, until that gets an answer.
         """
@@ -35,7 +35,7 @@ class Dispatch:
             if standing and standing.is_down and config:
                 at_once = 1 if now >= standing.answered_at + _PROBE_EVERY_S else 0
             chosen += self.jobs.attempts(now, name, at_once) if at_once else []
-        return chosen
+        return sorted(chosen, key=lambda attempt: attempt.due_at)
 
     def give_up(self, now: float) -> None:
         """Give up what is overdue for a destination that is down, and so is not attempted any more."""
@@ -44,7 +44,7 @@ class Dispatch:
             if config is None or not standing.is_down or standing.is_paused:
                 continue
             probed = {attempt.job_id for attempt in self.jobs.attempts(now, name, 1)}
-            for delivery in self.jobs.due(now, name, decided_before=now - config.give_up_after_s):
+            for delivery in self.jobs.due(now, name, owed_before=now - config.give_up_after_s):
                 if delivery.job_id not in probed:
                     answer = f"given up after {config.give_up_after}; the last answer of {name}: {standing.last_answer}"
                     self.jobs.given_up(delivery, answer, now)

@@ -7,29 +7,24 @@ from itertools import groupby
 from typing import Final
 
 from segnode.dicom.header import read_header
-from segnode.dicom.native import in_native
-from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, SEGMENTATION_CLASSES, uid_name
+from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE, SEGMENTATION_CLASSES
 from segnode.errors import (
     AlreadyThere,
     CannotAsk,
     CannotReadBack,
     DeliveryDeferred,
     DeliveryRefused,
-    FormRefused,
     Refusal,
-    UnreadablePixels,
 )
 from segnode.pipeline.assemble import values_in_files
-from segnode.pipeline.deliver import NATIVE_SYNTAXES, Deliverer, HeldSegmentation
+from segnode.pipeline.deliver import Deliverer, HeldSegmentation, breaking
 from segnode.pipeline.ports import Destination, Passage
 from segnode.pipeline.rules import ForwardRule
+from segnode.pipeline.step_down import MOST_KINDS, offered, store_stepping_down
 from segnode.store.index import Instance
 from segnode.store.jobs import Delivery, Taken
 
-_NATIVE: Final = {syntax: form for form, syntax in NATIVE_SYNTAXES.items()}
 _AS_RECEIVED: Final = "as received"
-# Each kind may be offered as it is and in two native syntaxes; an association has 128 presentation contexts.
-_MOST_KINDS: Final = 42
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,8 @@ class Forwarder:
         repeated.
         """
         destination = self.deliverer.destinations.get(deliveries[0].destination)
-        owed = list(self._held(deliveries, destination))
+        found = [(delivery, self.deliverer.held(delivery)) for delivery in deliveries]
+        owed = [_Owed(delivery, held) for delivery, held in found if held is not None]
         if destination is None:
             return
         for _, group in groupby(owed, lambda each: each.delivery.attempts):
@@ -71,21 +67,14 @@ class Forwarder:
             if not (goes_on and all(self._send(each, destination) for each in segmentations)):
                 return
 
-    def _held(self, deliveries: Sequence[Delivery], destination: Destination | None) -> Iterator[_Owed]:
-        for delivery in deliveries:
-            held = self.deliverer.index.find(delivery.sop_instance_uid)
-            if held is None or destination is None:
-                missing = "the object" if held is None else "the destination"
-                self.deliverer.give_up(delivery, f"{missing} is no longer there")
-            else:
-                yield _Owed(delivery, held)
-
     def _has_forms(self, owed: _Owed) -> bool:
         """Whether it is a SEG that can be had in other forms; a FRACTIONAL cannot, nobody says what is inside: it is noted."""
         held = owed.held
         if held.sop_class_uid not in SEGMENTATION_CLASSES:
             return False
-        (kind,) = values_in_files([self.deliverer.objects.path(held.object_key)], ["SegmentationType"])["SegmentationType"]
+        with breaking(owed.delivery):
+            path = self.deliverer.objects.path(held.object_key)
+            (kind,) = values_in_files([path], ["SegmentationType"])["SegmentationType"]
         if held.sop_class_uid == LABEL_MAP_SEGMENTATION_STORAGE or kind == "BINARY":
             return True
         what = f"SEG {held.sop_instance_uid} is {kind or 'of no type'}: it is sent as it came"
@@ -100,7 +89,8 @@ class Forwarder:
         decided_at = deliverer.jobs.job(delivery.job_id).created_at
         segmentation = HeldSegmentation(deliverer.objects, owed.held, decided_at, self.station_name)
         try:
-            deliverer.send(delivery, destination, segmentation)
+            with breaking(delivery):
+                deliverer.send(delivery, destination, segmentation)
         except DeliveryRefused as refusal:
             deliverer.refused(delivery, refusal)
         except DeliveryDeferred as deferral:
@@ -110,7 +100,7 @@ class Forwarder:
 
     def _pass_on(self, portion: Sequence[_Owed], destination: Destination) -> bool:
         """Send objects as they are; whether more can be sent."""
-        kinds = {kind for owed in portion for kind in _kinds(owed.held)}
+        kinds = {kind for owed in portion for kind in offered(*owed.kind)}
         claims: list[tuple[_Owed, AlreadyThere]] = []
         at = portion[0]
         try:
@@ -119,7 +109,8 @@ class Forwarder:
                     if self._is_stopped(at.delivery):
                         return False
                     try:
-                        self._store(at, passage, destination)
+                        with breaking(at.delivery):
+                            self._store(at, passage, destination)
                     except AlreadyThere as claim:
                         claims.append((at, claim))
                     except DeliveryRefused as refusal:
@@ -127,7 +118,8 @@ class Forwarder:
             # Some archives have one association at a time: they are asked when that is over.
             for at, claimed in claims:
                 try:
-                    self._read_back(at, claimed, destination)
+                    with breaking(at.delivery):
+                        self._read_back(at, claimed, destination)
                 except DeliveryRefused as refusal:
                     self.deliverer.refused(at.delivery, refusal)
         except DeliveryDeferred as deferral:
@@ -136,32 +128,18 @@ class Forwarder:
         return True
 
     def _is_stopped(self, delivery: Delivery) -> bool:
-        """Whether a person has cancelled the job meanwhile, or paused the destination: then it is owed from now on."""
+        """Whether it is paused, and owed from now on; or its job was cancelled meanwhile, and retried perhaps."""
         deliverer = self.deliverer
         if deliverer.standings.of(delivery.destination).is_paused:
             deliverer.jobs.put_off(delivery, deliverer.clock())
             return True
-        return deliverer.jobs.state(delivery.job_id) == "cancelled"
+        return not deliverer.jobs.is_as_read(delivery)
 
     def _store(self, owed: _Owed, passage: Passage, destination: Destination) -> None:
         """Send an object as it came, or else natively. Raises DeliveryRefused, DeliveryDeferred, AlreadyThere."""
-        held = owed.held
-        path = self.deliverer.objects.path(held.object_key)
-        refusals = []
-        for sop_class_uid, syntax in _kinds(held):
-            as_received = syntax == held.transfer_syntax_uid
-            if not passage.accepts(sop_class_uid, syntax):
-                refusals.append(f"{uid_name(syntax)} not accepted at negotiation")
-                continue
-            try:
-                answer = passage.store(path if as_received else in_native(path, syntax))
-            except (FormRefused, UnreadablePixels) as refusal:
-                refusals.append(f"{uid_name(syntax)} {refusal}")
-                continue
-            self._taken(owed, _AS_RECEIVED if as_received else _NATIVE[syntax], answer)
-            return
-        what = f"{destination.where} does not take this object of {uid_name(held.sop_class_uid)}"
-        raise DeliveryRefused(f"{what}: {'; '.join(refusals)}")
+        path = self.deliverer.objects.path(owed.held.object_key)
+        taken, answer = store_stepping_down(path, *owed.kind, passage, destination.where)
+        self._taken(owed, taken or _AS_RECEIVED, answer)
 
     def _read_back(self, owed: _Owed, claim: AlreadyThere, destination: Destination) -> None:
         """See what the archive says that it has already. Raises DeliveryRefused, DeliveryDeferred."""
@@ -191,17 +169,12 @@ class Forwarder:
         self.deliverer.taken(owed.delivery, Taken(form, owed.held.sop_instance_uid), answer)
 
 
-def _kinds(held: Instance) -> list[tuple[str, str]]:
-    """How an object is offered, as it came first: SOP class and transfer syntax."""
-    return [(held.sop_class_uid, syntax) for syntax in dict.fromkeys((held.transfer_syntax_uid, *_NATIVE))]
-
-
 def _portions(owed: Sequence[_Owed]) -> Iterator[list[_Owed]]:
     """What is owed in turn, no more kinds of it at once than an association has room for."""
     portion: list[_Owed] = []
     kinds: set[tuple[str, str]] = set()
     for each in owed:
-        if each.kind not in kinds and len(kinds) == _MOST_KINDS:
+        if each.kind not in kinds and len(kinds) == MOST_KINDS:
             yield portion
             portion, kinds = [], set()
         portion.append(each)

@@ -61,6 +61,10 @@ class JobDocument(msgspec.Struct, frozen=True):
     created: Time
     updated: Time
     attempt: Annotated[int, Meta(description="How often it was retried.")]
+    priority: Annotated[int, Meta(description="That of its rule; what has the greater one is made first.")]
+    stat: Annotated[bool, Meta(description="Whether its images were asked for as STAT: it is made before all others.")]
+    progress: Annotated[float | None, Meta(description="How far its model is, as that says, from 0 to 1; null until then.")]
+    progress_text: Annotated[str, Meta(description="What the model says that it is at.")]
     note: str
     error: Annotated[str, Meta(description="Why it failed; empty when it has not.")]
     segmentation: Annotated[str, Meta(description="SOPInstanceUID of the result; empty until there is one.")]
@@ -89,6 +93,10 @@ def job_document(job: Job, index: Index) -> JobDocument:
         created=iso_time(job.created_at),
         updated=iso_time(job.updated_at),
         attempt=job.attempt,
+        priority=job.priority,
+        stat=job.stat,
+        progress=job.progress,
+        progress_text=job.progress_text,
         note=job.note,
         error=job.error,
         segmentation=job.sop_instance_uid,
@@ -98,6 +106,11 @@ def job_document(job: Job, index: Index) -> JobDocument:
         counts=tuple(_count_document(job, name) for name in sorted({destination for destination, _ in job.counts})),
         deliveries=tuple(map(_delivery_document, job.deliveries)),
     )
+
+
+def progress_line(job: JobDocument) -> str:
+    """How far the model of a job is, as a person reads it; empty where it has not said so."""
+    return "" if job.progress is None else f"{job.progress:.0%} {job.progress_text}".strip()
 
 
 def model_name(name: str, version: str) -> str:

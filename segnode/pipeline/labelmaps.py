@@ -2,16 +2,26 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import imagecodecs
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from segnode.pipeline.placement_proof import ModelLabels, SourceHeader
 from segnode.store.objects import room_for
+
+
+class _Numbers(msgspec.Struct, frozen=True):
+    """A labelmap of segment numbers: each slice in zstd, which a file of half a percent holds as durably."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    slices: list[bytes]
 
 
 class Returned(msgspec.Struct, frozen=True):
@@ -22,6 +32,10 @@ class Returned(msgspec.Struct, frozen=True):
     wrong_sides: tuple[str, ...] = ()
 
 
+def _planes(labelmap: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+    return labelmap.reshape(-1, *labelmap.shape[-2:])
+
+
 @dataclass(frozen=True)
 class Labelmaps:
     """What jobs have between infer and encode, and SEGs that are held: files, each complete or absent."""
@@ -29,13 +43,21 @@ class Labelmaps:
     folder: Path
 
     def save(self, job_id: str, labelmap: npt.NDArray[np.unsignedinteger], returned: Returned) -> None:
-        """Keep a labelmap durably, with what it was made of; a repeat replaces them. Raises OutOfResources."""
+        """Keep a labelmap ([layers,] slices, rows, columns) durably, with what it was made of; a repeat replaces them.
+
+        Raises OutOfResources.
+        """
+        slices = [bytes(imagecodecs.zstd_encode(plane.tobytes(), level=1)) for plane in _planes(labelmap)]
+        numbers = _Numbers(labelmap.dtype.str, labelmap.shape, slices)
         self._write(self._path(job_id, "returned"), lambda file: file.write(msgspec.msgpack.encode(returned)))
-        self._write(self._path(job_id, "npy"), lambda file: np.save(file, labelmap))
+        self._write(self._path(job_id, "numbers"), lambda file: file.write(msgspec.msgpack.encode(numbers)))
 
     def load(self, job_id: str) -> npt.NDArray[np.unsignedinteger]:
-        """The labelmap of a job, mapped from its file."""
-        labelmap: npt.NDArray[np.unsignedinteger] = np.load(self._path(job_id, "npy"), mmap_mode="r")
+        """The labelmap of a job."""
+        numbers = msgspec.msgpack.decode(self._path(job_id, "numbers").read_bytes(), type=_Numbers)
+        labelmap: npt.NDArray[np.unsignedinteger] = np.empty(numbers.shape, numbers.dtype)
+        for plane, data in zip(_planes(labelmap), numbers.slices, strict=True):
+            imagecodecs.zstd_decode(data, out=plane.reshape(-1).view(np.uint8))
         return labelmap
 
     def returned(self, job_id: str) -> Returned:
@@ -59,12 +81,28 @@ class Labelmaps:
     def delete(self, job_id: str) -> None:
         """Delete all that there is of a job; it is no error when it is gone."""
         self.delete_labels(job_id)
+        self.delete_held(job_id)
+
+    def delete_held(self, job_id: str) -> None:
+        """Delete the SEG of a job that was held."""
         self._path(job_id, "dcm").unlink(missing_ok=True)
 
     def delete_labels(self, job_id: str) -> None:
         """Delete what the SEG of a job was made of."""
-        for kind in ("npy", "returned"):
+        for kind in ("numbers", "returned"):
             self._path(job_id, kind).unlink(missing_ok=True)
+
+    def prints(self, job_id: str) -> Path:
+        """The file, in the folder of a job, of what its model printed when it ran last; there where it printed something."""
+        return self.folder / "jobs" / job_id / "prints.log"
+
+    def delete_prints(self, before: float) -> None:
+        """Delete what models printed last before a time."""
+        for path in (self.folder / "jobs").glob("*/prints.log"):
+            with suppress(OSError):  # written anew meanwhile
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    path.parent.rmdir()
 
     def _path(self, job_id: str, kind: str) -> Path:
         return self.folder / f"{job_id}.{kind}"

@@ -1,6 +1,6 @@
 """What the pipeline asks of the outside: models, destinations, archives, and what peers have of a series."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +12,65 @@ import numpy.typing as npt
 from segnode.config import FormName
 from segnode.dicom.elements import Buffer
 from segnode.dicom.volume import Volume
+from segnode.errors import DeliveryFailed
 from segnode.store.commitments import Reference, Report
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a model gives back: `labelmap`, integers of the shape of the volume's array (slices, rows, columns); 0 is none."""
+    """What a model gives back: one of three arrays, on the grid of the volume's array unless `affine` says another.
 
-    labelmap: npt.NDArray[np.integer]
+    `labelmap`: integers (slices, rows, columns), 0 is none; or several of them (layers, slices, rows, columns), so that
+    values of different layers may overlap. `masks`: bool (values, slices, rows, columns), the first is of value 1; they may
+    overlap. `probabilities`: floats from 0 to 1 (values + 1, slices, rows, columns), the first is of none. `affine`: 4x4,
+    (slice, row, column) of the array to LPS mm. `scores`: by value, a number that the model gives to its segments.
+    """
+
+    labelmap: npt.NDArray[np.integer] | None = None
+    masks: npt.NDArray[np.bool_] | None = None
+    probabilities: npt.NDArray[np.floating] | None = None
+    affine: npt.NDArray[np.float64] | None = None
+    scores: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> npt.NDArray[np.integer]:
+        """The labelmap as (layers, slices, rows, columns); there must be one."""
+        labelmap = np.asarray(self.labelmap)
+        return labelmap.reshape(-1, *labelmap.shape[-3:])
 
 
 class Model(Protocol):
-    """Something that turns a volume into a labelmap."""
+    """Something that turns a volume into a result."""
 
     def __call__(self, volume: Volume) -> Result:
-        """Segment a volume. Whatever it raises is the job's failure; the same volume may be given again after a crash."""
+        """Segment a volume. Whatever it raises is the job's failure; the same volume may be given again after a crash.
+
+        What a ModelFailed says becomes the job's reason as it is; of other errors, only their type.
+        """
+        ...
+
+
+# Told how far a model is, from 0 to 1, and in its own words what it is at.
+Heard = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model works on the volume of a job: in which of its processes, who hears how far it is, where its prints go.
+
+    `heard` is told at most once a second; of what is printed the end is in the file `prints`.
+    """
+
+    number: int
+    heard: Heard
+    prints: Path
+
+
+class RunningModel(Protocol):
+    """A model that runs for a job."""
+
+    def __call__(self, volume: Volume, run: Run) -> Result:
+        """Segment a volume as Model does. Raises ModelFailed; ModelCrashed when it may be tried again."""
         ...
 
 
@@ -105,6 +149,13 @@ class Passage(Protocol):
         """Send an object as it is in a file; returns and raises what Door does, FormRefused for this transfer syntax only."""
         ...
 
+    def store_each(self, files: Sequence[Path]) -> Iterator[str | DeliveryFailed]:
+        """Send files as they are, several at once where that can be: in turn what `store` would return or raise for each.
+
+        Nothing more is sent after BrokeOff.
+        """
+        ...
+
 
 class Destination(Protocol):
     """An archive that objects are sent to."""
@@ -147,9 +198,13 @@ class Committer(Protocol):
         ...
 
     def ask(
-        self, transaction_uid: str, wanted: Reference, before_asking: Callable[[], None], hear: Callable[[Report], bool]
+        self,
+        transaction_uid: str,
+        wanted: Sequence[Reference],
+        before_asking: Callable[[], None],
+        hear: Callable[[Report], bool],
     ) -> None:
-        """Ask it to stand by an object; it has said then that it will report.
+        """Ask it to stand by objects; it has said then that it will report.
 
         `before_asking` is called before it may have heard of the transaction, `hear` with what it reports at once: it says
         whether that is of something that was asked. Raises CannotAsk when it does not do this at all, NotLetIn when it
@@ -194,5 +249,5 @@ class Archive(Protocol):
         ...
 
     def fetch(self, listed: Listed) -> Buffer:
-        """A Segmentation as a Part 10 file. Raises CannotReadBack, DeliveryDeferred when not now, OutOfResources."""
+        """An object as a Part 10 file. Raises CannotReadBack, DeliveryDeferred when not now, OutOfResources."""
         ...

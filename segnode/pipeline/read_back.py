@@ -4,7 +4,9 @@ from io import BytesIO
 from typing import Final
 
 from pydicom import DataElement, Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian
 
+from segnode.dicom.native import in_native
 from segnode.errors import DeliveryRefused, SegnodeError
 from segnode.seg.diff import diff
 from segnode.seg.read import read_segmentation
@@ -28,15 +30,20 @@ def require_same_labels(sop_instance_uid: str, sent: bytes, held: bytes, where: 
 def require_same_content(sop_instance_uid: str, sent: bytes, held: bytes, where: str) -> None:
     """Raise DeliveryRefused when an object that is no SEG lacks, or has otherwise, what was sent.
 
-    Its UID and every element from group 0018 on are compared; what the archive has added is let pass.
+    Its UID and every element from group 0018 on are compared; what the archive has added is let pass. What was sent compressed
+    and is held natively is compared so; decoders of what is lossy, or in colour, need not agree.
     """
     try:
         ours, theirs = dcmread(BytesIO(sent)), dcmread(BytesIO(held))
+        syntaxes = _compression(ours), _compression(theirs)
+        is_encoded_anew = "PixelData" in ours and syntaxes[0] != syntaxes[1]
+        if is_encoded_anew and not syntaxes[1]:
+            ours = dcmread(BytesIO(in_native(BytesIO(sent), ExplicitVRLittleEndian)))
         same = theirs.get("SOPInstanceUID") == sop_instance_uid and _has_all_of(ours, theirs)
-        is_encoded_anew = "PixelData" in ours and _compression(ours) != _compression(theirs)
+        is_exact = ours.get("LossyImageCompression") != "01" and ours.get("SamplesPerPixel", 1) == 1
     except Exception as error:  # pydicom raises anything on what is no DICOM
         raise _incomparable(sop_instance_uid, where, f"{type(error).__name__} when it is read") from error
-    if is_encoded_anew:
+    if is_encoded_anew and not same and (syntaxes[1] or not is_exact):
         raise _incomparable(sop_instance_uid, where, "it gives out its pixels in another encoding")
     if not same:
         raise _another(sop_instance_uid, where, "with other content")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import structlog
 from pydicom import dcmread
 
-from segnode.dicom.uids import derived_digest, derived_uid
+from segnode.dicom.uids import derived_digest, derived_uid, root_of
 from segnode.pipeline.receive import Receiver
 from segnode.seg.rejection_note import NoteIdentity, rejection_note
 from segnode.store.index import Instance
@@ -45,7 +45,7 @@ class Rejecter:
             self.jobs.settle_replacement(job.id, replaced.id)
             return
         now = self.clock()
-        uid = derived_uid("rejection note", replaced.sop_instance_uid)
+        uid = derived_uid("rejection note", replaced.sop_instance_uid, root=root_of(replaced.sop_instance_uid))
         if self.receiver.index.find(uid) is None:
             self._hold(uid, job, replaced, replacement)
         self.jobs.owe_note(derived_digest("note", replaced.id)[:32], job, replaced, uid, took, now)
@@ -53,8 +53,8 @@ class Rejecter:
 
     def _hold(self, uid: str, job: Job, replaced: Job, replacement: Instance) -> None:
         header = dcmread(self.receiver.objects.path(replacement.object_key), stop_before_pixels=True)
-        series = derived_uid("rejection notes", job.series_instance_uid, job.rule_digest)
-        identity = NoteIdentity(uid, series, datetime.fromtimestamp(job.updated_at, UTC))
+        series = derived_uid("rejection notes", job.series_instance_uid, job.rule_digest, root=root_of(uid))
+        identity = NoteIdentity(uid, series, datetime.fromtimestamp(job.updated_at, UTC), self.receiver.ae_title)
         part10 = rejection_note(replaced.sop_instance_uid, header, identity)
         with self.receiver.objects.spool() as spool:
             spool.write(part10)

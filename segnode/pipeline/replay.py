@@ -1,19 +1,21 @@
 """Replay: every rule that selects a held series is asked about it now, however long ago its images came."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from segnode.dicom.uids import is_uid
 from segnode.errors import NotFound
-from segnode.pipeline.forward import forward
 from segnode.pipeline.job_document import model_name, rule_name
+from segnode.pipeline.route import route
 from segnode.pipeline.rules import AnyRule, ForwardRule, documents, series_values
 from segnode.pipeline.sweep import ImageValues, content_digest, decision_of
 from segnode.store.index import Index
 from segnode.store.jobs import Jobs, State
+
+_URGENCY: Final = frozenset(("RequestedProcedurePriority",))
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -52,16 +54,17 @@ def replay(
     selecting = [rule for rule in possible if not rule.unsatisfied(of_images)]
     if not dry_run:
         jobs.load_rules(documents(selecting), now)
-    content = content_digest(image.sop_instance_uid for image in images)
+    content = content_digest(image.content for image in images)
     replayed = []
     for rule in selecting:
         decision = decision_of(series_instance_uid, content, rule)
         if dry_run:
             made = False
         elif isinstance(rule, ForwardRule):
-            made = forward(jobs, decision, rule, images, senders, now)
+            made = route(jobs, decision, rule, images, senders, now)
         else:
-            made = jobs.decide(decision, now)
+            is_stat = "STAT" in image_values(series_instance_uid, _URGENCY, now)["RequestedProcedurePriority"]
+            made = jobs.decide(decision, now, rule.config.priority, stat=is_stat)
         model = model_name(decision.model, decision.model_version)
         replayed.append(Replayed(rule_name(decision.rule_digest), model, decision.id, jobs.state(decision.id), made))
     return replayed

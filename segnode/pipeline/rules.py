@@ -17,6 +17,9 @@ from segnode.seg.segments import LabelDictionary, read_label_dictionary
 from segnode.store.index import Sender
 
 _R = TypeVar("_R")
+# What a configuration says of a model beside its version that makes its results others.
+_SHAPING: Final = ("orientation", "spacing", "grid", "threshold")
+_PLAIN: Final = ModelConfig(name="m", run="python:m", labels="m", version="1")
 _HELD_FORM: Final[FormName] = "labelmap:rle"
 
 
@@ -57,8 +60,11 @@ class Rule(_Selecting, frozen=True):
     @cached_property
     def digest(self) -> str:
         """Names what this rule makes: another model version, dictionary, selection or destination is another rule."""
-        # Only where it is allowed: it came later, and what there was before keeps its name. Sides change nothing that is made.
+        # Only where it is said: these came later, and what there was before keeps its name. Sides change nothing that is made.
         tilt = ["allow_tilt"] if self.config.allow_tilt else []
+        asks = {key: getattr(self.model, key) for key in _SHAPING if getattr(self.model, key) != getattr(_PLAIN, key)}
+        shaped = [msgspec.json.encode(asks).decode()] if asks else []
+        planar = ["planar"] if self.model.input == "planar" else []
         return derived_digest(
             "rule",
             self._conditions,
@@ -66,6 +72,8 @@ class Rule(_Selecting, frozen=True):
             (self.model.name, self.model.version),
             msgspec.json.encode(self.dictionary).decode(),
             *tilt,
+            *shaped,
+            *planar,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from segnode.dicom.uids import derived_digest
-from segnode.pipeline.forward import forward
+from segnode.pipeline.route import route
 from segnode.pipeline.rules import AnyRule, ForwardRule, SeriesValues, series_values
 from segnode.store.index import Index, Instance, QuietSeries
 from segnode.store.jobs import TAKEN, Decision, Job, Jobs
@@ -28,7 +28,8 @@ class Sweep:
     """Decides on series that are complete; a repeat decides nothing new.
 
     `image_values` reads attributes of the images of a series as they are at a time. `ask` has a peer asked what it has of a
-    series; it returns at once, and the answer is a row.
+    series; it returns at once, and the answer is a row. `is_expected` is told which series a model may soon be asked about,
+    again and again, and returns at once as well. `is_stat` says whether an image was asked for as STAT.
     """
 
     index: Index
@@ -38,6 +39,8 @@ class Sweep:
     image_values: ImageValues
     ask: Callable[[str, QuietSeries], None]
     clock: Callable[[], float]
+    is_expected: Callable[[QuietSeries], None] = lambda _: None
+    is_stat: Callable[[Instance], bool] = lambda _: False
 
     def decide(self) -> float:
         """Commit a decision for each series and rule whose time has come; in how many seconds the next comes by itself."""
@@ -65,7 +68,9 @@ class Sweep:
         unsent = self.jobs.unsent(series.series_instance_uid)
         if due or unsent:
             images = self.index.images(series.series_instance_uid)
-            content = content_digest(image.sop_instance_uid for image in images)
+            if not images:
+                return  # they were deleted while this was looked at
+            content = content_digest(image.content for image in images)
             for job_id, of_content in unsent.items():
                 if of_content != content:
                     self.jobs.supersede(job_id, self.clock())
@@ -74,11 +79,13 @@ class Sweep:
             for rule in due:
                 decision = decision_of(series.series_instance_uid, content, rule)
                 if isinstance(rule, ForwardRule):
-                    forward(self.jobs, decision, rule, images, senders, self.clock())
+                    route(self.jobs, decision, rule, images, senders, self.clock())
                 else:
                     self._decide(decision, rule, images)
         if len(complete) == len(selecting):
             self.index.set_considered(series)
+        elif any(rule not in complete and not isinstance(rule, ForwardRule) for rule in selecting):
+            self.is_expected(series)
 
     def _is_complete(self, series: QuietSeries, rule: AnyRule) -> bool:
         """Whether nothing brings the series any more, and what the rule waits for has come, or `quiet` is over."""
@@ -103,7 +110,8 @@ class Sweep:
         """Commit a decision, unless there is a result already that the rule keeps."""
         kept = taken(self.jobs, decision) if rule.config.late == "keep" else []
         if not kept or any(job.id == decision.id for job in kept):
-            self.jobs.decide(decision, self.clock())
+            if self.jobs.state(decision.id) is None:
+                self.jobs.decide(decision, self.clock(), rule.config.priority, stat=self.is_stat(images[0]))
         else:
             self._note_late(kept[-1], images)
 
@@ -135,6 +143,6 @@ def taken(jobs: Jobs, decision: Decision | Job) -> list[Job]:
     return [job for job in same if job.state == "delivered" or any(d.state in TAKEN for d in job.deliveries)]
 
 
-def content_digest(sop_instance_uids: Iterable[str]) -> str:
-    """Names the images of a series, in whatever order they are given."""
-    return derived_digest("content", sorted(sop_instance_uids))
+def content_digest(contents: Iterable[str]) -> str:
+    """Names the images of a series by what each is called there (Instance.content), in whatever order they are given."""
+    return derived_digest("content", sorted(contents))

@@ -20,6 +20,7 @@ from segnode.store.objects import ABANDONED_S, ObjectStore
 _log = structlog.get_logger()
 
 _READ_AT_ONCE: Final = 200
+_PRINTS_STAY_S: Final = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Tidier:
             if self.jobs.state(job_id) in (None, *ENDED):
                 self.labelmaps.delete(job_id)
 
+    def delete_prints(self) -> None:
+        """Delete what models printed a month ago."""
+        self.labelmaps.delete_prints(self.clock() - _PRINTS_STAY_S)
+
     def read_items(self) -> None:
         """Have the index keep what is in the items of objects that were held before it did; some each time."""
         for instance in self.index.unread(_READ_AT_ONCE):
@@ -96,7 +101,7 @@ class Tidier:
     def _is_delivered(self, series: str, before: float) -> bool:
         """Whether the results of a series, as it is now, have all been sent somewhere, and nothing of it goes on."""
         images = self.index.images(series)
-        content = content_digest(image.sop_instance_uid for image in images)
+        content = content_digest(image.content for image in images)
         jobs = self.jobs.of_series(series)
         current = [job for job in jobs if job.content_digest == content]
         return (

@@ -1,6 +1,7 @@
 """A trial of the rules: which of them would act on images that lie in files, and what would come of it."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from pydicom import dcmread
 
 from segnode.config import Config, FormName
 from segnode.dicom.header import Header, read_header
+from segnode.dicom.planar import planar_slices
 from segnode.dicom.volume import order_slices
 from segnode.errors import NotAVolume, Refusal
 from segnode.pipeline.assemble import values_in_files
@@ -114,9 +116,12 @@ def _try_rule(config: Config, place: int, rule: AnyRule, values: SeriesValues) -
 
 
 def _volume(paths: Iterable[Path]) -> str:
+    images = [dcmread(path, stop_before_pixels=True) for path in paths]
     try:
-        slices = order_slices([dcmread(path, stop_before_pixels=True) for path in paths])
+        slices = order_slices(images)
     except NotAVolume as reason:
+        with suppress(NotAVolume):
+            return f"none; {len(planar_slices(images).images)} planar image(s), for a model that says so (input)"
         return f"none: {reason}"
     left_out = f", {len(slices.left_out)} localizer(s) left out" if slices.left_out else ""
     return f"{len(slices.images)} slices{left_out}"

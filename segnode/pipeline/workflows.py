@@ -4,41 +4,43 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 (infer, then encode), and one attempt at a delivery. Neither waits: what is to happen later is a row with a due time.
 """
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from structlog.contextvars import bound_contextvars
 
-from segnode.errors import JobEnded, OutOfResources, SegnodeError
+from segnode.errors import JobEnded, ModelCrashed, OutOfResources, SegnodeError
 from segnode.pipeline.assemble import Superseded
-from segnode.pipeline.deliver import Deliverer
+from segnode.pipeline.deliver import Broken, Deliverer, breaking
 from segnode.pipeline.encode import Encoder
 from segnode.pipeline.forwarder import Forwarder
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.rules import Rule, forward_rule_of, rule_of
-from segnode.store.jobs import Attempt, Delivery, Job, Jobs
+from segnode.pipeline.slots import Slots
+from segnode.store.jobs import Attempt, Delivery, Job, Jobs, Unmade
 from segnode.store.measures import Meter
 
 _log = structlog.get_logger()
 
 # Raise it when the steps of a workflow change: work of the old version is then started anew from its rows.
-WORKFLOW_VERSION: Final = "3"
+WORKFLOW_VERSION: Final = "5"
 
-# One is made at a time; the next is at hand when it ends.
-_MADE_AT_ONCE: Final = 2
+# How often a job may be begun that does not come through, because its model or this process crashes.
+_MOST_CRASHES: Final = 3
 # How many a destination may have at once is seen to where they are chosen: here none is to wait for another's.
 _DELIVERED_AT_ONCE: Final = 64
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
 _PURGE_AT_ONCE: Final = 500
 _LOOK_S: Final = 5.0
+_SET_ASIDE: Final = "it is set aside; `segnode jobs retry` starts it anew"
 _ENDED: Final = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _P = ParamSpec("_P")
@@ -57,39 +59,63 @@ class Stages:
     meter: Meter
     clock: Callable[[], float]
 
-    def infer(self, job_id: str) -> bool:
-        """Make the labelmap of a job; False when the job has ended with that. Raises OutOfResources."""
-        return self._stage("infer", job_id, self.inferrer.infer)
+    def begin(self, job_id: str) -> bool:
+        """Begin to make the result of a job; False when it is set aside, because it crashed whatever it was begun by."""
+        try:
+            before = self.jobs.begin(job_id)
+        except OutOfResources:  # then its first step waits until there is room
+            return True
+        if before < _MOST_CRASHES:
+            return True
+        aside = f"it was begun {before} times, and each time the node or its model crashed: {_SET_ASIDE}"
+        self.jobs.fail(job_id, aside, self.clock())
+        self.inferrer.labelmaps.delete(job_id)
+        return False
+
+    def infer(self, job_id: str, number: int) -> bool:
+        """Make the labelmap of a job by that process of its model; False when the job has ended with that.
+
+        Raises OutOfResources.
+        """
+        return self._stage("infer", job_id, partial(self.inferrer.infer, number=number))
 
     def encode(self, job_id: str) -> bool:
         """Make the SEG of a job; False when the job has ended with that. Raises OutOfResources."""
         return self._stage("encode", job_id, self.encoder.encode)
 
+    def clear(self, job_id: str) -> None:
+        """Delete what the SEG of a job was made of."""
+        self.inferrer.labelmaps.delete_labels(job_id)
+
     def deliver(self, attempt: Attempt) -> None:
         """Make the deliveries of an attempt that it has not made yet. Raises OutOfResources."""
         with bound_contextvars(job=attempt.job_id, destination=attempt.destination):
-            while deliveries := self.jobs.attempted(attempt):
+            while deliveries := self.jobs.attempted(attempt, self.clock()):
                 try:
                     self._attempt(deliveries)
                 except OutOfResources:
                     raise
-                except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this delivery, not the worker
+                except Broken as broken:
                     _log.exception("delivery broke")
-                    for broken in self.jobs.attempted(attempt)[:1]:
-                        self.jobs.given_up(broken, _unforeseen(error), self.clock())
+                    self.jobs.given_up(broken.delivery, _unforeseen(broken.__cause__), self.clock())
+                except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this attempt, not the worker
+                    _log.exception("attempt broke")
+                    for delivery in self.jobs.attempted(attempt, self.clock()):
+                        self.jobs.given_up(delivery, _unforeseen(error), self.clock())
                 else:
                     return
 
     def _attempt(self, deliveries: Sequence[Delivery]) -> None:
         stored = [delivery for delivery in deliveries if delivery.state == "confirming"]
-        if not all(self.deliverer.confirm(delivery) for delivery in stored) or len(stored) == len(deliveries):
-            return
-        job = self.jobs.job(deliveries[0].job_id)
         owed = [delivery for delivery in deliveries if delivery.state == "waiting"]
+        if not self.deliverer.confirm(stored) or not owed:
+            return
+        job = self.jobs.job(owed[0].job_id)
         if job.only_forwards:
             self.forwarder.attempt(owed, forward_rule_of(self.jobs.rule(job.rule_digest)))
         else:
-            self.deliverer.attempt(owed[0])
+            with breaking(owed[0]):
+                self.deliverer.attempt(owed[0])
 
     def _stage(self, name: str, job_id: str, run: Callable[[Job, Rule], None]) -> bool:
         job = self.jobs.job(job_id)
@@ -107,6 +133,8 @@ class Stages:
             raise
         except JobEnded as reason:
             _log.info("job is left", reason=str(reason))
+        except ModelCrashed as crash:
+            self._crashed(job_id, str(crash))
         except SegnodeError as error:
             self.jobs.fail(job_id, str(error), self.clock())
         except Exception as error:  # noqa: BLE001  the worker's border: an unforeseen error ends this job, not the worker
@@ -119,27 +147,34 @@ class Stages:
         self.inferrer.labelmaps.delete(job_id)
         return False
 
+    def _crashed(self, job_id: str, how: str) -> None:
+        begun = self.jobs.job(job_id).begun
+        if begun < _MOST_CRASHES:
+            self.jobs.begin_again(job_id, f"{how}: it is begun again", self.clock())
+        else:
+            self.jobs.fail(job_id, f"{how}; the job was begun {begun} times: {_SET_ASIDE}", self.clock())
 
-def _unforeseen(error: Exception) -> str:
+
+def _unforeseen(error: BaseException | None) -> str:
     return f"unforeseen {type(error).__name__}; the log has the details"
 
 
 class Workflows:
     """The engine, running: one per worker process, under an executor id that no other process uses.
 
-    What begins after `stages` is set anew runs on the new ones. `ended` is called, in any thread, when a workflow ends: then
-    rows may ask for another.
+    What begins after `stages` is set anew runs on the new ones; each job that is made has one of `slots`.
+    `ended` is called, in any thread, when a workflow ends: then rows may ask for another.
     """
 
-    def __init__(self, stages: Stages, database_url: str, executor_id: str, ended: Callable[[], None]) -> None:
+    def __init__(self, stages: Stages, slots: Slots, database_url: str, executor_id: str, ended: Callable[[], None]) -> None:
         self.stages = stages
+        self._slots = slots
         self._ended = ended
-        self._one_at_a_time = threading.Lock()
         DBOS(config=_engine_config(database_url, executor_id))
 
         @_step("infer")
-        def infer(job_id: str) -> bool:
-            return self.stages.infer(job_id)
+        def infer(job_id: str, number: int) -> bool:
+            return self.stages.infer(job_id, number)
 
         @_step("encode")
         def encode(job_id: str) -> bool:
@@ -151,10 +186,13 @@ class Workflows:
 
         @DBOS.workflow(name="make")
         def make(job_id: str) -> None:
-            # One model at a time: two at once would want the memory of two.
-            with self._at_work(), self._one_at_a_time:
-                if infer(job_id):
-                    encode(job_id)
+            job = self.stages.jobs.job(job_id)
+            # It waits for its slot only where an earlier process had begun it: else it has one.
+            model = job.model, job.model_version
+            with self._at_work(job_id), self._slots.taken(DBOS.workflow_id or "", model) as slot:
+                if self.stages.begin(job_id) and infer(job_id, slot.number) and encode(job_id):
+                    self._ended()  # what is owed now does not wait until files of hundreds of megabytes are gone
+                    self.stages.clear(job_id)
 
         @DBOS.workflow(name="deliver")
         def deliver(job_id: str, destination: str, due_at: float) -> None:
@@ -163,24 +201,27 @@ class Workflows:
 
         self._make, self._deliver = make, deliver
         self._begun: set[str] = set()
-        self._working: set[str] = set()
+        # What is at work, and the job that it makes the result of.
+        self._working: dict[str, str] = {}
         self._idle: frozenset[str] = frozenset()
         self._look_at = time.monotonic() + _LOOK_S
         DBOS.launch()
 
-    def run(self, unfinished: Iterable[tuple[str, int]], attempts: Iterable[Attempt]) -> None:
+    def run(self, unmade: Iterable[Unmade], attempts: Iterable[Attempt]) -> None:
         """Have the SEGs of these jobs made and these attempts at deliveries, as far as there is room now.
 
         What was asked for before is the same workflow; what there is no room for is to be asked for again. The rows are the
         queue: one of the engine's own would be looked into every half second, and hold what a person has cancelled.
         """
-        make = {_workflow_id("make", job_id, number): (job_id,) for job_id, number in unfinished}
+        make = {_workflow_id("make", job.id, job.attempt): job for job in unmade}
         deliver = {_workflow_id("deliver", *key): key for key in map(astuple, attempts)}
         self._begun &= make.keys() | deliver.keys()
-        for workflow_id in self._not_begun(make, _MADE_AT_ONCE):
-            with SetWorkflowID(workflow_id):
-                DBOS.start_workflow(self._make, *make[workflow_id])
-            self._begun.add(workflow_id)
+        self._slots.keep({*make, *list(self._working)})
+        for workflow_id, job in make.items():
+            if workflow_id not in self._begun and self._slots.take(workflow_id, job.model):
+                with SetWorkflowID(workflow_id):
+                    DBOS.start_workflow(self._make, job.id)
+                self._begun.add(workflow_id)
         for workflow_id in self._not_begun(deliver, _DELIVERED_AT_ONCE):
             with SetWorkflowID(workflow_id):
                 DBOS.start_workflow(self._deliver, *deliver[workflow_id])
@@ -203,7 +244,7 @@ class Workflows:
         going_on = ["PENDING", *_ENDED]
         begun = sorted(self._begun)
         found = DBOS.list_workflows(workflow_ids=begun, status=going_on, load_input=False, load_output=False) if begun else []
-        idle = frozenset(workflow.workflow_id for workflow in found) - self._working
+        idle = frozenset(workflow.workflow_id for workflow in found) - self._working.keys()
         if lost := sorted(idle & self._idle):
             _log.warning("workflows are lost, and begun anew", workflows=lost)
             DBOS.delete_workflows(lost)
@@ -211,15 +252,20 @@ class Workflows:
         self._idle = idle - set(lost)
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Work on the workflow of this thread."""
+    def _at_work(self, job_id: str = "") -> Iterator[None]:
+        """Work on the workflow of this thread, which makes the result of a job, or delivers."""
         workflow_id = DBOS.workflow_id or ""
-        self._working.add(workflow_id)
+        self._working[workflow_id] = job_id
         try:
             yield
         finally:
-            self._working.discard(workflow_id)
+            self._working.pop(workflow_id, None)
             self._ended()
+
+    @property
+    def making(self) -> frozenset[str]:
+        """The jobs whose result is being made in this process."""
+        return frozenset(filter(None, list(self._working.values())))
 
     @property
     def is_working(self) -> bool:

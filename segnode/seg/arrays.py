@@ -376,9 +376,8 @@ def _labels_of_frames(
             "two frames of a LABELMAP lie in one place (PlanePositionSequence): which one holds is not said"
         )
     out: Labelmap = _filled((len(planes), segmentation.rows, segmentation.columns), dtype, fill)
-    all_frames = np.array_equal(chosen, np.arange(len(segmentation.frames)))
-    frames = segmentation.frames.all() if all_frames else segmentation.frames.some(chosen.tolist())
-    if frames.max(initial=0) > segmentation.described_up_to:
+    frames, largest = segmentation.frames.some(chosen.tolist())
+    if largest > segmentation.described_up_to:
         segmentation.require_described(frozenset().union(*map(values_in, frames)))
     is_identity = all(number == value for number, value in value_of.items()) and set(value_of) == set(segmentation.numbers)
     if is_identity and fill == segmentation.padding_value and frames.dtype == dtype:

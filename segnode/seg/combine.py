@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from segnode.errors import OverlappingSegments
 from segnode.seg.frame_groups import Integers
-from segnode.seg.pixels import FRAMES_AT_ONCE, Frames
+from segnode.seg.pixels import Frames
 from segnode.seg.planes import Planes
 
 Labelmap = npt.NDArray[np.unsignedinteger]
 Packed = npt.NDArray[np.uint8]
 Pair = tuple[int, int]
 
+# Planes that a thread combines at once: with fewer, threads wait for each other at every step of NumPy.
+PLANES_AT_ONCE: Final = 16
 _MOST_NAMED: Final = 8
 # Bytes of masks that are compared pair by pair, and what a pair costs at least: a file can hold pairs for days.
 _MOST_COMPARED: Final = 1 << 35
@@ -110,7 +112,7 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
     placed = placed_frames(frames, planes.of_frame, number_of_frame)
 
     def combine(first: int) -> list[int]:
-        some = out[first : first + FRAMES_AT_ONCE]
+        some = out[first : first + PLANES_AT_ONCE]
         if placed.combine(first, some):
             return []
         some[:] = 0
@@ -120,7 +122,7 @@ def combine_binary(frames: Frames, planes: Planes, number_of_frame: Sequence[int
         ]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        overlapping = list(chain.from_iterable(pool.map(combine, range(0, len(planes), FRAMES_AT_ONCE))))
+        overlapping = list(chain.from_iterable(pool.map(combine, range(0, len(planes), PLANES_AT_ONCE))))
     if overlapping:
         counts, are_all = count_overlaps(
             lambda plane: segments_in(frames, placed.at(plane), number_of_frame), overlapping, frames.shape.size

@@ -7,12 +7,10 @@ from typing import Any, Final, cast
 import msgspec
 import numpy as np
 
-from segnode.dicom.geometry import Vector
+from segnode.dicom.geometry import LPS_TO_RAS, column_row_slice
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.arrays import LabelVolume, volume
 from segnode.seg.segmentation import Segmentation
-
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def export(segmentation: Segmentation, path: Path, suffix: str) -> None:
@@ -53,7 +51,7 @@ def _nifti(_: Segmentation, labels: LabelVolume, path: Path) -> None:
     from nibabel.loadsave import save  # noqa: PLC0415  takes half a second
     from nibabel.nifti1 import Nifti1Image  # noqa: PLC0415
 
-    image: Any = cast("Any", Nifti1Image)(labels.array.transpose(2, 1, 0), _LPS_TO_RAS @ _column_row_slice(labels.affine))
+    image: Any = cast("Any", Nifti1Image)(labels.array.transpose(2, 1, 0), LPS_TO_RAS @ column_row_slice(labels.affine))
     image.header.set_xyzt_units("mm")
     image.set_qform(image.affine, code=1)
     image.set_sform(image.affine, code=1)
@@ -64,7 +62,7 @@ def _nrrd(segmentation: Segmentation, labels: LabelVolume, path: Path) -> None:
     """NRRD, (columns, rows, slices) in left-posterior-superior, the segments as a field of JSON."""
     import nrrd  # noqa: PLC0415  seldom needed
 
-    affine = _column_row_slice(labels.affine)
+    affine = column_row_slice(labels.affine)
     header = {
         "space": "left-posterior-superior",
         "space directions": affine[:3, :3].T,
@@ -75,11 +73,6 @@ def _nrrd(segmentation: Segmentation, labels: LabelVolume, path: Path) -> None:
         "segments": segments_as_json(segmentation).decode(),
     }
     nrrd.write(str(path), labels.array.transpose(2, 1, 0), header)
-
-
-def _column_row_slice(affine: Vector) -> Vector:
-    """An affine of (slice, row, column) as one of (column, row, slice)."""
-    return np.asarray(affine[:, [2, 1, 0, 3]])
 
 
 FORMATS: Final[Mapping[str, Callable[[Segmentation, LabelVolume, Path], None]]] = {

@@ -6,18 +6,21 @@ slice or segment repeat whole groups byte by byte, which are decoded once.
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, NamedTuple
+from itertools import chain, compress
+from operator import methodcaller, not_
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from pydicom.datadict import tag_for_keyword
 
 from segnode.dicom.elements import Buffer, Element, elements, items
 from segnode.dicom.transfer_syntaxes import Encoding
 
+Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -26,7 +29,7 @@ _SPACING_TOLERANCE: Final = 1e-3  # of the spacing
 _EXPLICIT_LITTLE: Final = Encoding()
 _ITEM_TAG: Final = b"\xfe\xff\x00\xe0"
 _ITEM_HEADER: Final = struct.Struct("<4sI")
-_SEQUENCE_HEADER: Final = struct.Struct("<4x2s2xI")
+_SEQUENCE_HEADER: Final = struct.Struct("<HH2s2xI")
 # The headers of FrameContentSequence, its only item, and DimensionIndexValues in it.
 _ALONE: Final = struct.Struct("<8sI4sI6sH")
 _CONTENT_START: Final = b"\x20\x00\x11\x91SQ\0\0"
@@ -34,6 +37,8 @@ _VALUES_START: Final = b"\x20\x00\x57\x91UL"
 # What is farther away is no place in a patient, and cannot be calculated with.
 _FARTHEST_MM: Final = 1e9
 _NOWHERE: Final = (math.nan, math.nan, math.nan)
+# Items of one length whose elements lie elsewhere than in the others; of a file with more of them each is looked at.
+_MOST_LAYOUTS: Final = 64
 
 
 class SourceImage(NamedTuple):
@@ -63,8 +68,15 @@ class SlidePlace(NamedTuple):
     offsets: tuple[float, ...]
 
 
-@dataclass(slots=True)
-class FrameGroups:
+@dataclass(frozen=True, eq=False)
+class ItemElements:
+    """The elements of so many items as they are written, by tag: those of each item, from 0, that has one of this tag."""
+
+    count: int
+    by_tag: Mapping[int, Mapping[int, bytes]]
+
+
+class FrameGroups(NamedTuple):
     """What one item of functional groups says; absent is None or empty, and what is no number is NaN."""
 
     position: tuple[float, ...] | None = None
@@ -101,128 +113,227 @@ class FrameTable:
 
 
 def frame_table(shared: FrameGroups, frames: Sequence[FrameGroups]) -> FrameTable:
-    """The table of frames and what they share."""
-    nothing = SlidePlace(None, ())
-    shared_slide = shared.slide or nothing
-    slides = [f.slide or shared_slide for f in frames]
-    positions = [f.position or slide.offsets or shared.position or _NOWHERE for f, slide in zip(frames, slides, strict=True)]
-    places = np.array([p if len(p) == 3 else _NOWHERE for p in positions], np.float64).reshape(-1, 3)
+    """The table of frames, of which there is one at least, and what they share."""
+    positions, orientations, measures, slides, numbers, index_values, sources = zip(*frames, strict=True)
+    shared_slide = shared.slide or SlidePlace(None, ())
+    slides = tuple(slide or shared_slide for slide in slides)
+    found = [p or slide.offsets or shared.position or _NOWHERE for p, slide in zip(positions, slides, strict=True)]
+    places = np.array([p if len(p) == 3 else _NOWHERE for p in found], np.float64).reshape(-1, 3)
     places[~(np.abs(places) < _FARTHEST_MM)] = np.nan
-    orientations = dict.fromkeys(o for f in frames if (o := f.orientation or shared.orientation))
-    measures = dict.fromkeys(m for f in frames if (m := f.measures or shared.measures))
-    spacings = dict.fromkeys(m.spacing for m in measures if m.spacing)
+    known = [m for said in dict.fromkeys(measures) if (m := said or shared.measures)]
     return FrameTable(
         positions=places,
         tiles=np.array([slide.tile or (0, 0) for slide in slides], np.int64).reshape(-1, 2),
-        segment_numbers=np.array([f.segment_number or shared.segment_number or 0 for f in frames], np.int64),
-        dimension_index_values=tuple(f.dimension_index_values or shared.dimension_index_values for f in frames),
-        sources=tuple(f.sources or shared.sources for f in frames),
-        orientations=_differing(orientations, 0, _COSINE_TOLERANCE),
-        spacings=_differing(spacings, _SPACING_TOLERANCE, 0),
-        slice_thickness=next((m.slice_thickness for m in measures if m.slice_thickness is not None), None),
-        spacing_between_slices=next((m.spacing_between_slices for m in measures if m.spacing_between_slices is not None), None),
+        segment_numbers=np.array([number or shared.segment_number or 0 for number in numbers], np.int64),
+        dimension_index_values=tuple(values or shared.dimension_index_values for values in index_values),
+        sources=tuple(said or shared.sources for said in sources),
+        orientations=_differing((o or shared.orientation for o in dict.fromkeys(orientations)), 0, _COSINE_TOLERANCE),
+        spacings=_differing((m.spacing for m in known), _SPACING_TOLERANCE, 0),
+        slice_thickness=next((m.slice_thickness for m in known if m.slice_thickness is not None), None),
+        spacing_between_slices=next((m.spacing_between_slices for m in known if m.spacing_between_slices is not None), None),
     )
 
 
-def _differing(vectors: Iterable[tuple[float, ...]], relative: float, absolute: float) -> tuple[tuple[float, ...], ...]:
-    """The first of the vectors, and those that are not close to it."""
-    first, *others = [*vectors] or [()]
+def _differing(vectors: Iterable[tuple[float, ...] | None], relative: float, absolute: float) -> tuple[tuple[float, ...], ...]:
+    """The first of the vectors that are there, and those that are not close to it."""
+    first, *others = [*dict.fromkeys(vector for vector in vectors if vector)] or [()]
     if not first:
         return ()
     far = (v for v in others if len(v) != len(first) or not np.allclose(v, first, relative, absolute))
     return (first, *far)
 
 
-def read_frame_groups(buffer: Buffer, sequence: Element) -> list[FrameGroups]:
+def read_frame_groups(of_items: ItemElements, encoding: Encoding) -> list[FrameGroups]:
     """What each item of a sequence of functional groups says. Raises NotDicom."""
-    decoded: dict[bytes, tuple[str, object] | None] = {}
-    found = []
-    for elements_of_item in item_elements(buffer, sequence):
-        groups = FrameGroups()
-        for element in elements_of_item:
-            if element not in decoded:
-                decoded[element] = _decoded(element, sequence.encoding)
-            said = decoded[element]
-            if said is not None:
-                setattr(groups, *said)
-        found.append(groups)
-    return found
+    columns: dict[str, list[Any]] = {field: [absent] * of_items.count for field, absent in FrameGroups()._asdict().items()}
+    for tag, written in of_items.by_tag.items():
+        if tag not in _READERS:
+            continue
+        field, read = _READERS[tag]
+        said: Iterable[object] | None = None
+        if tag == FRAME_CONTENT and encoding == _EXPLICIT_LITTLE:
+            said = index_values_alone(written.values())
+        if said is None:
+            said = map(_read_each(set(written.values()), read, encoding).__getitem__, written.values())
+        column = columns[field]
+        for place, value in zip(written, said, strict=True):
+            column[place] = value
+    return [*map(FrameGroups._make, zip(*columns.values(), strict=True))]
 
 
-def item_elements(buffer: Buffer, sequence: Element) -> list[list[bytes]]:
-    """The elements of each item of a sequence, as they are written. Raises NotDicom."""
+def item_elements(buffer: Buffer, sequence: Element) -> ItemElements:
+    """The elements of each item of a sequence. Raises NotDicom."""
     if sequence.encoding == _EXPLICIT_LITTLE:
         found = _of_known_lengths(bytes(buffer[sequence.start : sequence.end]))
         if found is not None:
             return found
-    return [
-        [bytes(buffer[element.begin : element.next]) for element in elements(buffer, start, end, sequence.encoding)]
-        for start, end in items(buffer, sequence)
-    ]
+    by_tag: dict[int, dict[int, bytes]] = {}
+    count = 0
+    for start, end in items(buffer, sequence):
+        for element in elements(buffer, start, end, sequence.encoding):
+            by_tag.setdefault(element.tag, {})[count] = bytes(buffer[element.begin : element.next])
+        count += 1
+    return ItemElements(count, by_tag)
 
 
-def _of_known_lengths(data: bytes) -> list[list[bytes]] | None:
+def _of_known_lengths(data: bytes) -> ItemElements | None:
     """Items that nearly all writers make: of known lengths, with nothing but sequences in them. None for any other."""
-    found, place = [], 0
+    by_tag: dict[int, dict[int, bytes]] = {}
+    items_of: dict[int, tuple[list[int], list[int]]] = {}
+    place = count = 0
     while place < len(data):
-        if len(data) - place < _ITEM_HEADER.size:
+        header = data[place : place + _ITEM_HEADER.size]
+        if len(header) < _ITEM_HEADER.size:
             return None
-        tag, length = _ITEM_HEADER.unpack_from(data, place)
-        place += _ITEM_HEADER.size
-        end = place + length
-        if tag != _ITEM_TAG or end > len(data):
+        tag, length = _ITEM_HEADER.unpack(header)
+        if tag != _ITEM_TAG:
             return None
-        item = []
-        while place < end:
-            if end - place < _SEQUENCE_HEADER.size:
-                return None
-            vr, length = _SEQUENCE_HEADER.unpack_from(data, place)
-            after = place + _SEQUENCE_HEADER.size + length
-            if vr != b"SQ" or after > end:
-                return None
-            item.append(data[place:after])
-            place = after
-        found.append(item)
-    return found
+        begin, step = place, _ITEM_HEADER.size + length
+        # As long as the one before it, most items are.
+        while data.startswith(header, place):
+            place += step
+        numbers, starts = items_of.setdefault(length, ([], []))
+        starts.extend(range(begin + _ITEM_HEADER.size, place, step))
+        numbers.extend(range(count, count + (place - begin) // step))
+        count += (place - begin) // step
+    if place != len(data):
+        return None
+    for length, (numbers, starts) in items_of.items():
+        if length and not _cut(sliding_window_view(np.frombuffer(data, np.uint8), length)[starts], np.array(numbers), by_tag):
+            return None
+    return ItemElements(count, by_tag)
 
 
-def index_values_alone(element: bytes) -> tuple[int, ...] | None:
-    """DimensionIndexValues of a frame content that holds nothing else: it differs in every frame, and nearly always does.
+def _cut(written: Bytes, numbers: Integers, by_tag: dict[int, dict[int, bytes]]) -> bool:
+    """Put the sequences of items of one length (items, length) where they belong; whether there is nothing else in them.
 
-    None for any other element, and any that is not explicit little endian.
+    Their elements nearly always lie in the same places, and are cut all at once.
     """
-    size = len(element) - _ALONE.size
-    if size < 0 or not element.startswith(_alone(size)):
+    for _ in range(_MOST_LAYOUTS):
+        layout = _layout(written[0].tobytes())
+        if layout is None:
+            return False
+        headers = np.concatenate([np.arange(begin, value) for _, begin, value, _ in layout])
+        alike = (written[:, headers] == written[0, headers]).all(axis=1)
+        for tag, begin, _, end in layout:
+            elements_alike = np.ascontiguousarray(written[alike, begin:end]).view(f"V{end - begin}")[:, 0].tolist()
+            by_tag.setdefault(tag, {}).update(zip(numbers[alike].tolist(), elements_alike, strict=True))
+        if alike.all():
+            return True
+        written, numbers = written[~alike], numbers[~alike]
+    return False
+
+
+def _layout(item: bytes) -> list[tuple[int, int, int, int]] | None:
+    """The tag of each sequence of an item, where it begins, and its value begins and ends. None where there is more."""
+    layout, begin = [], 0
+    while begin < len(item):
+        value = begin + _SEQUENCE_HEADER.size
+        if value > len(item):
+            return None
+        group, number, vr, length = _SEQUENCE_HEADER.unpack_from(item, begin)
+        end = value + length
+        if vr != b"SQ" or end > len(item):
+            return None
+        layout.append((group << 16 | number, begin, value, end))
+        begin = end
+    return layout
+
+
+def index_values_alone(contents: Collection[bytes]) -> list[tuple[int, ...]] | None:
+    """DimensionIndexValues of frame contents that hold nothing else, as nearly all do: they differ in every frame.
+
+    None where one holds something else, has another number of values, or is not explicit little endian.
+    """
+    lengths = {*map(len, contents)}
+    size = max(lengths, default=0) - _ALONE.size
+    if len(lengths) != 1 or size % 4 or not 0 <= size < 1 << 16:
         return None
-    return struct.unpack_from(f"<{size // 4}I", element, _ALONE.size)
-
-
-@lru_cache(maxsize=64)
-def _alone(size: int) -> bytes:
-    """How a frame content starts that holds nothing but DimensionIndexValues of so many bytes."""
-    return _ALONE.pack(_CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size & 0xFFFF)
-
-
-def _decoded(data: bytes, encoding: Encoding) -> tuple[str, object] | None:
-    """The field of FrameGroups that an element says something of, and what; None where it is of no interest."""
-    alone = index_values_alone(data) if encoding == _EXPLICIT_LITTLE else None
-    if alone is not None:
-        return "dimension_index_values", alone
-    element = next(elements(data, 0, len(data), encoding))
-    reader = _READERS.get(element.tag)
-    if reader is None:
+    start = _ALONE.pack(_CONTENT_START, size + 16, _ITEM_TAG, size + 8, _VALUES_START, size)
+    if not all(map(methodcaller("startswith", start), contents)):
         return None
-    name, read = reader
-    return name, read([_Item(data, *place, element.encoding) for place in items(data, element)])
+    return [*struct.iter_unpack(f"<{_ALONE.size}x{size // 4}I", b"".join(contents))]
+
+
+def _read_each(groups: Collection[bytes], read: "Callable[[_Items], object]", encoding: Encoding) -> dict[bytes, object]:
+    """What every group says. Those of one length nearly always differ in values alone: their elements are found once."""
+    said: dict[bytes, object] = {}
+    by_length: dict[int, list[bytes]] = {}
+    for group in groups:
+        by_length.setdefault(len(group), []).append(group)
+    for of_one_length in by_length.values():
+        left = of_one_length
+        for _ in range(_MOST_LAYOUTS):
+            if not left:
+                break
+            layout = _Layout()
+            said[left[0]] = read(_items_in(left[0], encoding, layout))
+            alike, left = layout.split(left)
+            said.update((group, read(_items_in(group, encoding, layout))) for group in alike)
+        said.update((group, read(_items_in(group, encoding, _Layout()))) for group in left)
+    return said
+
+
+class _Layout:
+    """Where the items of a group and their elements begin and end; it holds for every group with the same headers."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, list[tuple[int, int]]] = {}
+        self._elements: dict[int, dict[int, Element]] = {}
+        self._headers: list[range] = []
+        self._is_fixed = True
+
+    def items(self, group: bytes, sequence: Element) -> list[tuple[int, int]]:
+        """Where the data set of each item of a sequence starts and ends. Raises NotDicom."""
+        found = self._items.get(sequence.start)
+        if found is None:
+            found = self._items[sequence.start] = [*items(group, sequence)]
+            places = [(start - _ITEM_HEADER.size, start, end) for start, end in found]
+            self._add(sequence.start, sequence.end, places)
+        return found
+
+    def elements(self, group: bytes, start: int, end: int, encoding: Encoding) -> dict[int, Element]:
+        """The elements of a data set by tag. Raises NotDicom."""
+        found = self._elements.get(start)
+        if found is None:
+            each = [*elements(group, start, end, encoding)]
+            found = self._elements[start] = {element.tag: element for element in each}
+            # The end of an undefined length depends on what lies before it.
+            self._is_fixed &= all(element.end == element.next for element in each)
+            self._add(start, end, [(element.begin, element.start, element.next) for element in each])
+        return found
+
+    def _add(self, start: int, end: int, places: Sequence[tuple[int, int, int]]) -> None:
+        """Keep where headers begin and end, and what they are of; nothing else may lie from start to end."""
+        for begin, value, after in places:
+            self._is_fixed &= begin == start
+            self._headers.append(range(begin, value))
+            start = after
+        self._is_fixed &= start == end
+
+    def split(self, groups: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Groups of the length of the first, which was read: the others that are laid out as it is, and those that are not."""
+        if not self._is_fixed or len(groups) == 1:
+            return [], [*groups[1:]]
+        written = np.frombuffer(b"".join(groups), np.uint8).reshape(len(groups), -1)
+        headers = written[:, [*chain.from_iterable(self._headers)]]
+        is_alike = (headers == headers[0]).all(axis=1).tolist()[1:]
+        return [*compress(groups[1:], is_alike)], [*compress(groups[1:], map(not_, is_alike))]
+
+
+def _items_in(group: bytes, encoding: Encoding, layout: _Layout) -> "Sequence[_Item]":
+    (element,) = layout.elements(group, 0, len(group), encoding).values()
+    return [_Item(group, *place, element.encoding, layout) for place in layout.items(group, element)]
 
 
 class _Item:
     """The data set of an item, whose values are decoded when they are asked for."""
 
-    def __init__(self, buffer: Buffer, start: int, end: int, encoding: Encoding) -> None:
-        self._buffer = buffer
+    def __init__(self, group: bytes, start: int, end: int, encoding: Encoding, layout: _Layout) -> None:
+        self._buffer = group
         self._encoding = encoding
-        self._elements = {element.tag: element for element in elements(buffer, start, end, encoding)}
+        self._layout = layout
+        self._elements = layout.elements(group, start, end, encoding)
 
     def text(self, tag: int) -> str:
         """The value as text; empty when absent."""
@@ -249,8 +360,8 @@ class _Item:
         """The items of a sequence; none when absent."""
         element = self._elements.get(tag)
         if element is not None:
-            for start, end in items(self._buffer, element):
-                yield _Item(self._buffer, start, end, element.encoding)
+            for start, end in self._layout.items(self._buffer, element):
+                yield _Item(self._buffer, start, end, element.encoding, self._layout)
 
 
 def _number(text: str) -> float:
@@ -330,12 +441,13 @@ def _read_sources(group: _Items) -> tuple[SourceImage, ...]:
     )
 
 
+FRAME_CONTENT: Final = _tag("FrameContentSequence")
 _READERS: Final[Mapping[int, tuple[str, Callable[[_Items], object]]]] = {
     _tag("PlanePositionSequence"): ("position", _read_position),
     _tag("PlaneOrientationSequence"): ("orientation", _read_orientation),
     _tag("PixelMeasuresSequence"): ("measures", _read_measures),
     _tag("PlanePositionSlideSequence"): ("slide", _read_slide_place),
     _tag("SegmentIdentificationSequence"): ("segment_number", _read_segment_number),
-    _tag("FrameContentSequence"): ("dimension_index_values", _read_index_values),
+    FRAME_CONTENT: ("dimension_index_values", _read_index_values),
     _tag("DerivationImageSequence"): ("sources", _read_sources),
 }

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
+from segnode.dicom.transfer_syntaxes import NATIVE
 from segnode.errors import UnreadablePixels
-from segnode.seg.codecs import DECODERS, NATIVE, Codec, FrameShape
+from segnode.seg.codecs import DECODERS, Codec, FrameShape
 from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
 from segnode.seg.fragments import encapsulated, frames_of_fragments
 
@@ -41,13 +42,14 @@ class MadeFrames:
     """Frames that are made when they are asked for, so that not all of them are held; the same one may be asked for twice.
 
     `packed`, of frames of 1 bit whose pixels make whole bytes, gives the bytes of a frame (see Frames.packed) that are not
-    zero, and where in it they begin: of most frames few are.
+    zero, and where in it they begin: of most frames few are. `at_once` are made together.
     """
 
     dtype: "np.dtype[Any]"
     count: int
     make: Callable[[range], Iterable[FrameToEncode]]
     packed: Callable[[int], tuple[int, npt.NDArray[np.uint8]]] | None = None
+    at_once: int = FRAMES_AT_ONCE
 
     def __len__(self) -> int:
         return self.count
@@ -102,11 +104,14 @@ class _Native:
         values = self.data[: self.number_of_frames * shape.size].view(shape.dtype.newbyteorder("<"))
         return values.astype(shape.dtype, copy=False).reshape(whole)
 
-    def some(self, indices: Sequence[int]) -> Frame:
-        frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
-        for frame, index in zip(frames, indices, strict=True):
-            frame[:] = self.decode(index)
-        return frames
+    def some(self, indices: Sequence[int]) -> tuple[Frame, int]:
+        if [*indices] == [*range(self.number_of_frames)]:
+            frames = self.all()
+        else:
+            frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
+            for frame, index in zip(frames, indices, strict=True):
+                frame[:] = self.decode(index)
+        return frames, largest_value(frames)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,17 +135,24 @@ class _Encapsulated:
         return np.stack([self.packed(index) for index in range(first, first + count)])
 
     def all(self) -> Frame:
-        return self.some(range(len(self.codestreams)))
+        return self.some(range(len(self.codestreams)))[0]
 
-    def some(self, indices: Sequence[int]) -> Frame:
+    def some(self, indices: Sequence[int]) -> tuple[Frame, int]:
         frames = np.zeros((len(indices), self.shape.rows, self.shape.columns), self.shape.dtype)
+        streams = [self.codestreams[index] for index in indices]
+        # A codestream that is the one before it is not decoded again: see encode_frames.
+        starts = [place for place, stream in enumerate(streams) if not place or not _same_bytes(stream, streams[place - 1])]
+        stops = [*starts[1:], len(streams)]
+        largest = np.zeros(len(starts), self.shape.dtype)
 
         def decode(first: int, stop: int) -> None:
-            for place in range(first, stop):
-                frames[place] = self.decode(indices[place])
+            for number in range(first, stop):
+                frame = self.decode(indices[starts[number]])
+                frames[starts[number] : stops[number]] = frame
+                largest[number] = frame.max()
 
-        _for_some(decode, len(indices))
-        return frames
+        _for_some(decode, len(starts))
+        return frames, int(largest.max(initial=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +195,11 @@ class Frames:
         """Every frame, (frames, rows, columns); compressed ones by several threads."""
         return self._held.all()
 
-    def some(self, indices: Sequence[int]) -> Frame:
-        """The frames of these indices, in this order, (frames, rows, columns); compressed ones by several threads."""
+    def some(self, indices: Sequence[int]) -> tuple[Frame, int]:
+        """The frames of these indices, in this order, (frames, rows, columns), and the largest value in them, or 0.
+
+        Compressed ones by several threads; a value is looked for while its frame is at hand.
+        """
         return self._held.some([self._checked(index) for index in indices])
 
     def _checked(self, index: int) -> int:
@@ -238,18 +253,51 @@ def frames_of(dataset: Dataset) -> Frames:
     return read_frames(element.value, dataset.file_meta.TransferSyntaxUID, shape, number_of_frames, element.VR)
 
 
+def largest_value(frames: Frame) -> int:
+    """The largest value in (frames, rows, columns), 0 where there are none; looked for by several threads."""
+    largest = np.zeros(len(frames), frames.dtype)
+
+    def look(first: int, stop: int) -> None:
+        largest[first:stop] = frames[first:stop].max()
+
+    _for_some(look, len(frames))
+    return int(largest.max(initial=0))
+
+
 def encode_frames(frames: FramesToEncode, codec: Codec) -> list[bytes]:
-    """The codestream of every frame, in their order, by several threads; bool is 1 bit."""
+    """The codestream of every frame, in their order, by several threads; bool is 1 bit.
+
+    Labels of thick or coarser slices are laid onto thin ones, and blank slices lie together: a frame that is the one before
+    it is not encoded again.
+    """
     encode, bits = codec.encode, _bits(frames)
     if encode is None or bits not in codec.bits:
         raise ValueError(f"{codec.name} has no codestreams of {bits} bits")
-    encoded = [b""] * len(frames)
+    are_made, encoded = isinstance(frames, MadeFrames), [b""] * len(frames)
 
     def encode_some(first: int, stop: int) -> None:
-        encoded[first:stop] = map(encode, frames[first:stop])
+        # To make a frame costs more than to encode it.
+        before = None if are_made or not first else next(iter(frames[first - 1 : first]))
+        for place, frame in enumerate(frames[first:stop], first):
+            if before is None or not _same_pixels(frame, before):
+                encoded[place] = encode(frame)
+            before = frame
 
-    _for_some(encode_some, len(frames))
+    _for_some(encode_some, len(frames), frames.at_once if isinstance(frames, MadeFrames) else FRAMES_AT_ONCE)
+    for place, stream in enumerate(encoded):
+        encoded[place] = stream or encoded[place - 1]
     return encoded
+
+
+def _same_pixels(frame: FrameToEncode, other: FrameToEncode) -> bool:
+    """Whether two frames are the same; eight bytes at a time where they are made of whole words."""
+    if frame.nbytes % 8 == 0 and frame.flags.c_contiguous and other.flags.c_contiguous:
+        return bool((frame.reshape(-1).view(np.uint64) == other.reshape(-1).view(np.uint64)).all())
+    return np.array_equal(frame, other)
+
+
+def _same_bytes(data: bytes | memoryview, other: bytes | memoryview) -> bool:
+    return len(data) == len(other) and bytes(data) == bytes(other)
 
 
 def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
@@ -293,17 +341,17 @@ def _bits(frames: FramesToEncode) -> int:
     return 1 if frames.dtype == np.bool_ else frames.dtype.itemsize * 8
 
 
-def _for_some(work: Callable[[int, int], None], count: int) -> None:
+def _for_some(work: Callable[[int, int], None], count: int, at_once: int = FRAMES_AT_ONCE) -> None:
     """Do the work for all places below `count`, some at a time; the codecs let threads run beside each other."""
 
     def take(first: int) -> None:
-        work(first, min(first + FRAMES_AT_ONCE, count))
+        work(first, min(first + at_once, count))
 
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // FRAMES_AT_ONCE))
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, -(-count // at_once))
     if threads < 2:
-        for first in range(0, count, FRAMES_AT_ONCE):
+        for first in range(0, count, at_once):
             take(first)
         return
     with ThreadPoolExecutor(threads, "frames") as pool:
-        for _ in pool.map(take, range(0, count, FRAMES_AT_ONCE)):
+        for _ in pool.map(take, range(0, count, at_once)):
             pass

@@ -150,9 +150,11 @@ def _planes_by_position(places: Vector, same: float) -> Planes:
 
     Frames at one distance that do not begin in one point cannot be laid onto each other: they are planes of their own.
     """
-    groups = np.stack([_groups(along, same) for along in places.T], axis=1)
-    _, first, of_frame = np.unique(groups, axis=0, return_index=True, return_inverse=True)
-    return Planes(of_frame.reshape(-1).astype(np.int64), first.astype(np.int64))
+    of_frame = np.zeros(len(places), np.int64)
+    for along in places.T:
+        groups = _groups(along, same)
+        _, first, of_frame = np.unique(of_frame * len(places) + groups, return_index=True, return_inverse=True)
+    return Planes(of_frame.astype(np.int64), first.astype(np.int64))
 
 
 def _groups(values: Vector, same: float) -> Integers:

@@ -16,7 +16,7 @@ from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
 from segnode.seg.codecs import FrameShape
-from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, read_frame_groups
+from segnode.seg.frame_groups import FrameGroups, FrameTable, frame_table, item_elements, read_frame_groups
 from segnode.seg.pixels import Frames, read_frames
 from segnode.seg.segment_sequence import read_segments
 from segnode.seg.segmentation import DescribedSegment, PerFrame, Segmentation, SegmentationType
@@ -72,8 +72,8 @@ def read_segmentation(data: Buffer) -> Segmentation:
     shape = FrameShape(_positive(header, "Rows"), _positive(header, "Columns"), bits)
     segments = read_segments(header, kind)
     frames = _read_pixels(data, found, syntax, encoding, shape, _count(header))
-    table = _read_table(data, found, header, len(frames), kind, segments)
     per_frame = PerFrame(data, found[_PER_FRAME]) if _PER_FRAME in found else None
+    table = _read_table(data, found.get(_SHARED), per_frame, header, len(frames), kind, segments)
     return Segmentation(header, syntax, kind, segments, frames, table, per_frame)
 
 
@@ -155,14 +155,15 @@ def _count(header: Dataset) -> int:
 
 def _read_table(
     data: Buffer,
-    found: dict[int, Element],
+    shared_groups: Element | None,
+    per_frame: PerFrame | None,
     header: Dataset,
     count: int,
     kind: SegmentationType,
     segments: tuple[DescribedSegment, ...],
 ) -> FrameTable:
-    shared = read_frame_groups(data, found[_SHARED]) if _SHARED in found else []
-    frames = read_frame_groups(data, found[_PER_FRAME]) if _PER_FRAME in found else []
+    shared = read_frame_groups(item_elements(data, shared_groups), shared_groups.encoding) if shared_groups else []
+    frames = read_frame_groups(per_frame.elements, per_frame.sequence.encoding) if per_frame else []
     if frames and len(frames) != count:
         raise NotASegmentation(f"PerFrameFunctionalGroupsSequence has {len(frames)} items for {count} frames (NumberOfFrames)")
     table = frame_table(shared[0] if shared else FrameGroups(), frames or [FrameGroups()] * count)

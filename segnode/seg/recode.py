@@ -39,7 +39,7 @@ def _groups(per_frame: PerFrame | None, codec: Codec) -> bytes:
     """The value of PerFrameFunctionalGroupsSequence in the encoding of a codec; empty where there is none."""
     if per_frame is None:
         return b""
-    (data, sequence), wanted = per_frame, encoding_of(codec.transfer_syntax_uid)
+    data, sequence, wanted = per_frame.data, per_frame.sequence, encoding_of(codec.transfer_syntax_uid)
     whole = reencoded(bytes(data[sequence.begin : sequence.next]), sequence.encoding, wanted)
     written = next(elements(whole, 0, len(whole), wanted))
     return whole[written.start : written.end]

@@ -9,11 +9,11 @@ from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segnode.dicom.attributes import COPIED_ATTRIBUTES
 from segnode.dicom.codes import PROCESSING_EQUIPMENT, REJECTED, Code
-from segnode.dicom.uids import MANUFACTURER, derived_uid
+from segnode.dicom.uids import MANUFACTURER, derived_uid, root_of
 from segnode.seg.header_items import code_item, contribution_item, set_creation
 from segnode.seg.part10 import part10_without_pixels
 
-_COPIED: Final = (*COPIED_ATTRIBUTES, "SoftwareVersions", "DeviceSerialNumber")
+_COPIED: Final = (*COPIED_ATTRIBUTES, "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber")
 _TITLE_MODIFIER: Final = Code("DCM", "113011", "Document Title Modifier")
 _DESCRIPTION: Final = Code("DCM", "113012", "Key Object Description")
 # Of the reasons in CID 7011 none is that there is a better one; the text says it.
@@ -26,11 +26,12 @@ _DEVICE_NAME: Final = Code("DCM", "121013", "Device Observer Name")
 
 @dataclass(frozen=True)
 class NoteIdentity:
-    """What a rejection note is called, and when it was made: `created` has a zone."""
+    """What a rejection note is called, when it was made, and by whom: `created` has a zone."""
 
     sop_instance_uid: str
     series_instance_uid: str
     created: datetime
+    station_name: str
 
 
 def rejection_note(rejected: str, replacement: Dataset, identity: NoteIdentity) -> bytes:
@@ -48,11 +49,10 @@ def rejection_note(rejected: str, replacement: Dataset, identity: NoteIdentity) 
     note.SeriesNumber = int(replacement.SeriesNumber) + 1
     note.SeriesDescription = "Rejection notes"
     note.ReferencedPerformedProcedureStepSequence = []
-    note.Manufacturer = note.ManufacturerModelName = MANUFACTURER
     note.InstanceNumber = int(replacement.InstanceNumber)
     set_creation(note, identity.created, replacement)
     contribution = contribution_item(PROCESSING_EQUIPMENT, str(replacement.SoftwareVersions), identity.created)
-    contribution.StationName = contribution.DeviceSerialNumber = replacement.DeviceSerialNumber
+    contribution.StationName, contribution.DeviceSerialNumber = identity.station_name, replacement.DeviceSerialNumber
     note.ContributingEquipmentSequence = [contribution]
     note.CurrentRequestedProcedureEvidenceSequence = [_evidence(rejected, replacement)]
     _set_content(note, rejected, replacement)
@@ -87,7 +87,9 @@ def _set_content(note: Dataset, rejected: str, replacement: Dataset) -> None:
     observer = _content("HAS OBS CONTEXT", "CODE", _OBSERVER_TYPE)
     observer.ConceptCodeSequence = [code_item(_DEVICE)]
     device = _content("HAS OBS CONTEXT", "UIDREF", _DEVICE_UID)
-    device.UID = derived_uid("device", MANUFACTURER, str(replacement.DeviceSerialNumber))
+    device.UID = derived_uid(
+        "device", MANUFACTURER, str(replacement.DeviceSerialNumber), root=root_of(str(note.SOPInstanceUID))
+    )
     name = _content("HAS OBS CONTEXT", "TEXT", _DEVICE_NAME)
     name.TextValue = str(replacement.DeviceSerialNumber)
     description = _content("CONTAINS", "TEXT", _DESCRIPTION)

@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydicom import Dataset
 
 from segnode.dicom.codes import Code
 from segnode.dicom.elements import Buffer, Element
 from segnode.errors import NotASegmentation
-from segnode.seg.frame_groups import FrameTable
+from segnode.seg.frame_groups import FrameTable, ItemElements, item_elements
 from segnode.seg.pixels import Frames
 
 SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
@@ -43,11 +43,17 @@ class DescribedSegment:
     description: str = ""
 
 
-class PerFrame(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PerFrame:
     """PerFrameFunctionalGroupsSequence as it is written: where it lies, in the bytes of the file or in those inflated."""
 
     data: Buffer
     sequence: Element
+
+    @cached_property
+    def elements(self) -> ItemElements:
+        """The elements of each item. Raises NotDicom."""
+        return item_elements(self.data, self.sequence)
 
 
 @dataclass(frozen=True, eq=False)

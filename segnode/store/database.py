@@ -3,10 +3,10 @@
 import errno
 import fcntl
 import sqlite3
-from collections.abc import Callable, Collection
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, MetaData, Table, create_engine, event, inspect
 from sqlalchemy.schema import CreateColumn, CreateIndex
@@ -15,6 +15,8 @@ from segnode.errors import OutOfResources, Trouble
 
 _BUSY_TIMEOUT_S: Final = 30
 _READS: Final = "segnode_reads"
+# Connections that are kept for the next who reads.
+_MOST_IDLE: Final = 16
 # A full disk has several faces; a database that stays locked is no room either.
 _NO_ROOM: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
 
@@ -72,6 +74,86 @@ def _make_anew(connection: Connection, table: Table, there: Collection[str]) -> 
 def reading(engine: Engine) -> Engine:
     """The same engine for reading: each statement sees what is committed then, and takes no lock."""
     return engine.execution_options(**{_READS: True})
+
+
+Written = TypeVar("Written")
+Execute = Callable[[str, Mapping[str, Any] | Sequence[Any]], sqlite3.Cursor]
+
+
+@contextmanager
+def driven(connection: Connection) -> Iterator[Execute]:
+    """The driver's own way to run a statement in a transaction, for what every object needs: SQLAlchemy's takes longer.
+
+    What the disk does not take is raised as OutOfResources here too.
+    """
+    driver: Any = connection.connection.driver_connection
+    with _no_room_said():
+        yield driver.execute
+
+
+@contextmanager
+def _no_room_said() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if is_no_room(error):
+            raise OutOfResources(f"a row cannot be written: {error}") from error
+        raise
+
+
+class Driver:
+    """Reads and writes by SQLite's driver alone: SQLAlchemy takes longer to hand on a row than SQLite to find it.
+
+    For any thread, several at a time. Who comes next has the connection that was used last, with what that has read.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._path = str(engine.url.database)
+        self._idle: list[sqlite3.Connection] = []
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> Iterator[Any]:
+        """The rows of a statement, read as they are taken. Raises OutOfResources where the disk has no room for that.
+
+        Each statement sees what is committed then, and takes no lock.
+        """
+        connection = self._take()
+        try:
+            with closing(connection.execute(statement, parameters)) as found:
+                yield from found
+        except sqlite3.Error as error:
+            if is_no_room(error):
+                raise _no_room(error) from error
+            raise
+        finally:
+            self._give_back(connection)
+
+    def write(self, work: Callable[[Execute], Written]) -> Written:
+        """Do work in a transaction, with the lock from its start; what it returns. Raises OutOfResources."""
+        connection = self._take()
+        try:
+            with _no_room_said():
+                connection.execute("BEGIN IMMEDIATE")
+                written = work(connection.execute)
+                connection.execute("COMMIT")
+        except BaseException:
+            connection.close()  # which takes back what is not committed
+            raise
+        self._give_back(connection)
+        return written
+
+    def _take(self) -> sqlite3.Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            connection = sqlite3.connect(self._path, _BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            _on_connect(connection, None)
+            return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
 
 def workflow_database(path: Path) -> str:
@@ -132,4 +214,8 @@ def _on_begin(connection: Any) -> None:
 def _on_error(context: ExceptionContext) -> OutOfResources | None:
     """A full disk is no room, whatever was being written; every other error stays what it is."""
     error = context.original_exception
-    return OutOfResources(f"a row cannot be written: {error}") if is_no_room(error) else None
+    return _no_room(error) if is_no_room(error) else None
+
+
+def _no_room(error: BaseException | None) -> OutOfResources:
+    return OutOfResources(f"a row cannot be written: {error}")

@@ -51,7 +51,7 @@ def require_local(path: Path) -> None:
         )
 
 
-def synchronise(path: Path) -> None:
+def synchronise(path: Path | str) -> None:
     """Have what was written to a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

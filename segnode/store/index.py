@@ -1,10 +1,12 @@
 """The index: one row for each study, series and instance that is held; columns are called as DICOM calls them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any, Final, Literal
 
+import msgspec
 from sqlalchemy import (
     Boolean,
     Column,
@@ -14,18 +16,19 @@ from sqlalchemy import (
     Engine,
     Float,
     Integer,
-    Row,
     Select,
     String,
     Table,
-    Update,
     and_,
+    bindparam,
+    cast,
     exists,
     func,
     literal_column,
     select,
 )
 from sqlalchemy import Index as DatabaseIndex
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from segnode.dicom.attributes import (
@@ -39,9 +42,9 @@ from segnode.dicom.attributes import (
 from segnode.dicom.header import Header
 from segnode.dicom.query import Query, name_groups, words
 from segnode.dicom.uids import SEGMENTATION_CLASSES
-from segnode.store.database import make_tables, reading
+from segnode.store.database import Driver, Execute, driven, make_tables, reading
 from segnode.store.leases import Lease, lease_ids
-from segnode.store.search import Found, find
+from segnode.store.search import Found, Patient, Row, count_of, describe, find, matching_after, patients_after
 from segnode.store.tables import ITEMS_OF
 from segnode.store.tables import instance as _instance
 from segnode.store.tables import metadata as _metadata
@@ -50,10 +53,24 @@ from segnode.store.tables import series as _series
 from segnode.store.tables import study as _study
 from segnode.store.tables import unread as _unread
 
+_SQLITE: Final = sqlite.dialect(paramstyle="qmark")
+_NAMED: Final = sqlite.dialect(paramstyle="named")
+_UID_FIELDS: Final = {
+    "series_instance_uid": "SeriesInstanceUID",
+    "sop_instance_uid": "SOPInstanceUID",
+    "sop_class_uid": "SOPClassUID",
+}
 # As many as one statement may have in every SQLite.
 _MOST_VARIABLES: Final = 500
+# How many matches are looked for at once, where all are wanted, and how many rows of them are read at once.
+_MATCHES_AT_ONCE: Final = 5000
+_ROWS_AT_ONCE: Final = 500
 
 Origin = Literal["received", "made"]
+
+# Objects are numbered as they come.
+_RECEIVED_AS: Final[ColumnElement[int]] = literal_column("instance.rowid", Integer)
+_COMES_LAST: Final = "UPDATE instance SET rowid = (SELECT max(rowid) + 1 FROM instance) WHERE object_key = ?"
 
 _sending = Table(
     "sending",
@@ -96,9 +113,8 @@ DatabaseIndex(
 )
 
 
-@dataclass(frozen=True)
-class Instance:
-    """An object that is held: its identity, encoding and place."""
+class Instance(msgspec.Struct, frozen=True):
+    """An object that is held: its identity, encoding and place. A struct is made several times faster than a dataclass."""
 
     study_instance_uid: str
     series_instance_uid: str
@@ -110,10 +126,29 @@ class Instance:
     digest: str
     origin: Origin
     received_at: float
+    replaced: bool
+
+    @property
+    def content(self) -> str:
+        """What it is called in the content of a series: by its UID, and by its digest too where that was another object's."""
+        return f"{self.sop_instance_uid} {self.digest}" if self.replaced else self.sop_instance_uid
 
     def differs(self, transfer_syntax_uid: str, digest: str) -> bool:
         """Whether a data set is not this one; in another transfer syntax it is taken to be the same."""
         return self.transfer_syntax_uid == transfer_syntax_uid and self.digest != digest
+
+
+def uid_of(instance: Instance) -> str:
+    """Its SOP instance UID."""
+    return instance.sop_instance_uid
+
+
+@dataclass(frozen=True)
+class Image:
+    """An object that is held and has rows of pixels, and how many frames it says it has."""
+
+    instance: Instance
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -162,12 +197,28 @@ class Answer:
     asked_at: float
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A file that is to have a row: its object, and what brought it when."""
+
+    header: Header
+    object_key: str
+    size: int
+    digest: str
+    origin: Origin
+    now: float
+    association: OpenAssociation | None = None
+    sender: Sender | None = None
+
+
 class Index:
     """Rows of what is held, in a database that several processes read and write."""
 
     def __init__(self, engine: Engine) -> None:
         self._writer = engine
         self._reader = reading(engine)
+        self._driver = Driver(engine)
+        self._rows = self._driver.rows
         make_tables(_metadata, engine, _fill)
 
     def add(
@@ -189,72 +240,57 @@ class Index:
         association that brought it is open, its series is not quiet. Raises OutOfResources when the database does not
         take it.
         """
-        study = {"StudyInstanceUID": header.study_instance_uid, **_pick(header, STUDY_ATTRIBUTES)}
-        series = {
-            "SeriesInstanceUID": header.series_instance_uid,
-            "StudyInstanceUID": header.study_instance_uid,
-            "last_received_at": now,
-            "considered_at": now if origin == "made" else 0.0,
-            **_pick(header, SERIES_ATTRIBUTES),
-        }
-        instance = {
-            "SOPInstanceUID": header.sop_instance_uid,
-            "SeriesInstanceUID": header.series_instance_uid,
-            "SOPClassUID": header.sop_class_uid,
-            "transfer_syntax_uid": header.transfer_syntax_uid,
-            "object_key": object_key,
-            "size": size,
-            "digest": digest,
-            "origin": origin,
-            "received_at": now,
-            **_pick(header, INSTANCE_ATTRIBUTES),
-        }
-        with self._writer.begin() as connection:
-            row = connection.execute(_row_of(header.sop_instance_uid)).first()
-            other = row is not None and _as_instance(row).differs(header.transfer_syntax_uid, digest)
-            if row is None:
-                if connection.execute(insert(_study).values(study).on_conflict_do_nothing()).rowcount:
-                    _note_names(connection, study)
-                connection.execute(insert(_series).values(series).on_conflict_do_nothing())
-                connection.execute(insert(_instance).values(instance))
-                _note_items(connection, header)
-            elif replace and other and row.origin == "received":
-                connection.execute(_doomed.insert().values(object_key=row.object_key, doomed_at=now))
-                connection.execute(_upsert(_study, study, STUDY_ATTRIBUTES))
-                connection.execute(_upsert(_series, series, SERIES_ATTRIBUTES))
-                connection.execute(_instance.update().where(_instance.c.object_key == row.object_key).values(instance))
-                _note_anew(connection, header, study)
-                if (row.StudyInstanceUID, row.SeriesInstanceUID) != (header.study_instance_uid, header.series_instance_uid):
-                    _drop_empty(connection)
-            held = _as_instance(connection.execute(_row_of(header.sop_instance_uid)).one())
-            if held.object_key == object_key and origin == "received":
-                connection.execute(_touch(header.series_instance_uid, now))
-            if association is not None:
-                _note_sending(connection, association, header.series_instance_uid)
-            if sender is not None:
-                sent = {"SeriesInstanceUID": header.series_instance_uid, **asdict(sender)}
-                connection.execute(insert(_sender).values(sent).on_conflict_do_nothing())
-            return held
+        arrival = Arrival(header, object_key, size, digest, origin, now, association, sender)
+        return self.add_all([arrival], replace=replace)[0]
+
+    def add_all(self, arrivals: Sequence["Arrival"], *, replace: bool = False) -> list[Instance]:
+        """Commit the rows of objects at once; of each what `add` says. Raises OutOfResources: then there is none of them."""
+        if replace:
+            with self._writer.begin() as connection, driven(connection) as execute:
+                return [_replace(connection, execute, arrival) or _add(execute, arrival) for arrival in arrivals]
+        return self._driver.write(lambda execute: [_add(execute, arrival) for arrival in arrivals])
 
     def find(self, sop_instance_uid: str) -> Instance | None:
         """The object of that UID, or None."""
-        return next(iter(self._instances(_instance.c.SOPInstanceUID == sop_instance_uid)), None)
+        return next(iter(self._known(SOPInstanceUID=sop_instance_uid)), None)
 
     def instances(self, study: str, series: str | None = None, instance: str | None = None) -> list[Instance]:
         """The objects of a study, of a series of it, or the one object; in the order they came."""
-        asked = [_series.c.StudyInstanceUID == study]
+        asked = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        return self._known(**{keyword: uid for keyword, uid in asked.items() if uid is not None})
+
+    def images_by_number(self, study: str, series: str | None = None, instance: str | None = None) -> list[Image]:
+        """The images of a study, of a series of it, or the one, by number of series and instance."""
+        asked = [_series.c.StudyInstanceUID == study, _instance.c.Rows != ""]
         if series is not None:
             asked.append(_series.c.SeriesInstanceUID == series)
         if instance is not None:
             asked.append(_instance.c.SOPInstanceUID == instance)
-        return self._instances(and_(*asked))
+        numbers = (
+            cast(_series.c.SeriesNumber, Integer),
+            _series.c.SeriesInstanceUID,
+            cast(_instance.c.InstanceNumber, Integer),
+        )
+        query = (
+            _instance_rows()
+            .add_columns(_instance.c.NumberOfFrames)
+            .where(and_(*asked))
+            .order_by(*numbers, _instance.c.SOPInstanceUID)
+        )
+        with self._reader.connect() as connection:
+            return [Image(Instance(*row), _count(frames)) for *row, frames in connection.execute(query)]
 
     def held_after(self, number: int, limit: int) -> list[tuple[int, Instance]]:
         """Objects that came after the one of that number, with their numbers, which grow; 0 is before the first."""
-        numbered: ColumnElement[int] = literal_column("instance.rowid", Integer).label("number")
+        numbered = _RECEIVED_AS.label("number")
         query = _instance_rows().add_columns(numbered).where(numbered > number).order_by(numbered).limit(limit)
         with self._reader.connect() as connection:
-            return [(row.number, _as_instance(row)) for row in connection.execute(query)]
+            return [(number, Instance(*row)) for *row, number in connection.execute(query)]
+
+    def newest(self) -> int:
+        """The greatest number of an object; when objects are deleted that came last, theirs are given again."""
+        with self._reader.connect() as connection:
+            return connection.execute(select(func.max(_RECEIVED_AS)).select_from(_instance)).scalar() or 0
 
     def images(self, series: str) -> list[Instance]:
         """The objects of a series that were received, by SOP instance UID."""
@@ -271,8 +307,8 @@ class Index:
         """Say that an open association brings images of a series; also when they are all held already."""
         mine = and_(_sending.c.association == association.name, _sending.c.SeriesInstanceUID == series)
         if not self._is_any_open(mine):
-            with self._writer.begin() as connection:
-                _note_sending(connection, association, series)
+            with self._writer.begin() as connection, driven(connection) as execute:
+                _note_sending(execute, association, series)
 
     def close_association(self, association: OpenAssociation, *, well: bool) -> None:
         """Say that an association sends no more; `well` when it did not break off and all it brought was taken."""
@@ -370,6 +406,23 @@ class Index:
         """Take an object that the node has made off the index; its file is doomed."""
         self._doom(and_(_instance.c.SOPInstanceUID == sop_instance_uid, ~_received()))
 
+    def doom(
+        self, study: str, series: str | None, instance: str | None, allow: Callable[[Sequence[Instance]], None]
+    ) -> list[str]:
+        """Take a study, a series of it or the one object off the index; the keys of the files, which are doomed.
+
+        `allow` is asked about them while nothing else can come or go, and may raise.
+        """
+        with self._writer.begin() as connection:
+            rows = connection.execute(_instance_rows().where(_within(study, series, instance)))
+            found = [Instance(*row) for row in rows]
+            allow(found)
+            keys = [instance.object_key for instance in found]
+            for some in _batched(keys, _MOST_VARIABLES):
+                _doom(connection, _instance.c.object_key.in_(some))
+            _drop_empty(connection)
+            return keys
+
     def doomed(self, before: float) -> list[str]:
         """Keys of files that are to be deleted: no row leads to them any more; of those that were replaced, before then."""
         with self._reader.connect() as connection:
@@ -382,8 +435,44 @@ class Index:
 
     def search(self, query: Query, keywords: Sequence[str], limit: int, offset: int = 0) -> Found:
         """What is held and matches, a page of it in a stable order; see segnode.store.search.find."""
-        with self._reader.connect() as connection:
-            return find(connection, query, keywords, limit, offset)
+        return find(self._rows, query, keywords, limit, offset)
+
+    def matches(self, query: Query, keywords: Sequence[str]) -> Iterator[Row]:
+        """All that is held and matches, by UID; see segnode.store.search.find.
+
+        However much it is, and however slowly it is taken: some is read at a time, and no transaction stays open.
+        """
+        last, is_more = "", True
+        while is_more:
+            with self._reader.connect() as connection:
+                uids = matching_after(connection, query, last, _MATCHES_AT_ONCE)
+            for some in _batched(uids, _ROWS_AT_ONCE):
+                yield from describe(self._rows, query.level, keywords, some)
+            is_more = len(uids) == _MATCHES_AT_ONCE
+            last = uids[-1] if uids else last
+
+    def patients(self, query: Query, keywords: Sequence[str], *, counted: bool) -> Iterator[Row]:
+        """The patients of the studies that match, with what one study says of each; where it is asked for, what is counted."""
+        last, is_more = None, True
+        while is_more:
+            with self._reader.connect() as connection:
+                patients = patients_after(connection, query, last, _ROWS_AT_ONCE)
+                of_study = {patient.study_instance_uid: patient for patient in patients}
+            rows = describe(self._rows, "studies", [*keywords, "StudyInstanceUID"], sorted(of_study))
+            found = {row.attributes["StudyInstanceUID"]: row for row in rows}
+            for uid, patient in of_study.items():
+                if uid in found:  # else it is gone meanwhile
+                    yield self._with_counts(found[uid], patient) if counted else found[uid]
+            is_more = len(patients) == _ROWS_AT_ONCE
+            last = patients[-1] if patients else last
+
+    def of_keys(self, object_keys: Iterable[str]) -> list[Instance]:
+        """Those of some objects that are held."""
+        return [
+            held
+            for some in _batched(object_keys, _MOST_VARIABLES)
+            for held in self._instances(_instance.c.object_key.in_(some))
+        ]
 
     def unread(self, limit: int) -> list[Instance]:
         """Some of the objects that were held before the index kept what is in their items."""
@@ -395,7 +484,12 @@ class Index:
         with self._writer.begin() as connection:
             mine = connection.execute(_unread.delete().where(_unread.c.SOPInstanceUID == sop_instance_uid))
             if mine.rowcount and header is not None:
-                _note_items(connection, header)
+                with driven(connection) as execute:
+                    _note_items(execute, header)
+
+    def _with_counts(self, row: Row, patient: Patient) -> Row:
+        with self._reader.connect() as connection:
+            return Row({**row.attributes, **count_of(connection, patient)}, row.object_key)
 
     def _is_any_open(self, asked: ColumnElement[bool]) -> bool:
         with self._reader.connect() as connection:
@@ -403,8 +497,7 @@ class Index:
 
     def _doom(self, asked: ColumnElement[bool]) -> None:
         with self._writer.begin() as connection:
-            connection.execute(insert(_doomed).from_select(["object_key"], select(_instance.c.object_key).where(asked)))
-            connection.execute(_instance.delete().where(asked))
+            _doom(connection, asked)
             _drop_empty(connection)
 
     def _delete(self, statement: Delete) -> None:
@@ -414,7 +507,93 @@ class Index:
     def _instances(self, asked: ColumnElement[bool]) -> list[Instance]:
         query = _instance_rows().where(asked).order_by(_instance.c.received_at, _instance.c.SOPInstanceUID)
         with self._reader.connect() as connection:
-            return [_as_instance(row) for row in connection.execute(query)]
+            return [Instance(*row) for row in connection.execute(query)]
+
+    def _known(self, **uids: str) -> list[Instance]:
+        """The objects of these UIDs; as _instances."""
+        return [Instance(*row) for row in self._rows(_of_uids(tuple(uids)), tuple(uids.values()))]
+
+
+def _add(execute: Execute, arrival: Arrival) -> Instance:
+    """Make the row of an object, unless one of its UID is held; the one that is held then."""
+    header = arrival.header
+    if _one(execute, header.sop_instance_uid) is None:
+        study = _study_row(header)
+        if execute(_put(_study), study).rowcount:
+            _note_names(execute, study)
+        execute(_put(_series), _series_row(arrival))
+        execute(_put(_instance, "abort"), _instance_row(arrival))
+        _note_items(execute, header)
+    return _brought(execute, arrival)
+
+
+def _replace(connection: Connection, execute: Execute, arrival: Arrival) -> Instance | None:
+    """Give the row of another object of that UID that was received to this one, if there is such another; it is held then."""
+    header = arrival.header
+    held = _one(execute, header.sop_instance_uid)
+    if held is None or held.origin != "received" or not held.differs(header.transfer_syntax_uid, arrival.digest):
+        return None
+    study = _study_row(header)
+    connection.execute(_doomed.insert().values(object_key=held.object_key, doomed_at=arrival.now))
+    connection.execute(_upsert(_study, study, STUDY_ATTRIBUTES))
+    connection.execute(_upsert(_series, _series_row(arrival), SERIES_ATTRIBUTES))
+    new = {**_instance_row(arrival), "replaced": True}
+    connection.execute(_instance.update().where(_instance.c.object_key == held.object_key).values(new))
+    execute(_COMES_LAST, (arrival.object_key,))
+    _note_anew(connection, execute, header, study)
+    if (held.study_instance_uid, held.series_instance_uid) != (header.study_instance_uid, header.series_instance_uid):
+        _drop_empty(connection)
+    return _brought(execute, arrival)
+
+
+def _brought(execute: Execute, arrival: Arrival) -> Instance:
+    """Note what has brought an object; the one that is held."""
+    header = arrival.header
+    held = _one(execute, header.sop_instance_uid)
+    if held is None:
+        raise LookupError(header.sop_instance_uid)
+    if held.object_key == arrival.object_key and arrival.origin == "received":
+        execute(_touch(), {"series": header.series_instance_uid, "now": arrival.now})
+    if arrival.association is not None:
+        _note_sending(execute, arrival.association, header.series_instance_uid)
+    if arrival.sender is not None:
+        execute(_put(_sender), {"SeriesInstanceUID": header.series_instance_uid, **vars(arrival.sender)})
+    return held
+
+
+def _study_row(header: Header) -> dict[str, Any]:
+    return {"StudyInstanceUID": header.study_instance_uid, **_pick(header, STUDY_ATTRIBUTES)}
+
+
+def _series_row(arrival: Arrival) -> dict[str, Any]:
+    return {
+        "SeriesInstanceUID": arrival.header.series_instance_uid,
+        "StudyInstanceUID": arrival.header.study_instance_uid,
+        "last_received_at": arrival.now,
+        "considered_at": arrival.now if arrival.origin == "made" else 0.0,
+        **_pick(arrival.header, SERIES_ATTRIBUTES),
+    }
+
+
+def _instance_row(arrival: Arrival) -> dict[str, Any]:
+    return {
+        "SOPInstanceUID": arrival.header.sop_instance_uid,
+        "SeriesInstanceUID": arrival.header.series_instance_uid,
+        "SOPClassUID": arrival.header.sop_class_uid,
+        "transfer_syntax_uid": arrival.header.transfer_syntax_uid,
+        "object_key": arrival.object_key,
+        "size": arrival.size,
+        "digest": arrival.digest,
+        "origin": arrival.origin,
+        "received_at": arrival.now,
+        "replaced": False,
+        **_pick(arrival.header, INSTANCE_ATTRIBUTES),
+    }
+
+
+def _one(execute: Execute, sop_instance_uid: str) -> Instance | None:
+    row = execute(_of_uids(("SOPInstanceUID",)), (sop_instance_uid,)).fetchone()
+    return None if row is None else Instance(*row)
 
 
 def _batched(values: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -425,20 +604,68 @@ def _batched(values: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _instance_rows() -> Select[Any]:
-    return select(_series.c.StudyInstanceUID, _instance).join(_series)
+    """Rows in the order of Instance's fields."""
+    names = Instance.__struct_fields__
+    columns = {**_series.c, **_instance.c, **{uid: _instance.c[keyword] for uid, keyword in _UID_FIELDS.items()}}
+    return select(_series.c.StudyInstanceUID, *(columns[name] for name in names[1:])).join_from(_instance, _series)
 
 
-def _row_of(sop_instance_uid: str) -> Select[Any]:
-    return _instance_rows().where(_instance.c.SOPInstanceUID == sop_instance_uid)
+@cache
+def _of_uids(keywords: Sequence[str]) -> str:
+    """A statement for the objects of these UIDs, which takes them in this order.
+
+    SQLAlchemy takes longer to put it together than SQLite to answer it.
+    """
+    columns = {**_instance.c, "StudyInstanceUID": _series.c.StudyInstanceUID}
+    query = _instance_rows().where(*(columns[keyword] == bindparam(keyword) for keyword in keywords))
+    compiled = query.order_by(_instance.c.received_at, _instance.c.SOPInstanceUID).compile(dialect=_SQLITE)
+    if list(compiled.positiontup or ()) != list(keywords):
+        raise ValueError(keywords)
+    return str(compiled)
 
 
-def _note_sending(connection: Connection, association: OpenAssociation, series: str) -> None:
-    row = {"association": association.name, "SeriesInstanceUID": series, "lease_id": association.lease_id}
-    connection.execute(insert(_sending).values(row).on_conflict_do_nothing())
-    brings = insert(_bringer).values(SeriesInstanceUID=series, association=association.name, ended_well=False)
-    another = {"association": brings.excluded.association, "ended_well": False}
+@cache
+def _put(table: Table, on_conflict: Literal["ignore", "abort"] = "ignore") -> str:
+    """A statement that takes a row by the names of the columns, all of them; where its key is there, it is passed over."""
+    statement = insert(table) if on_conflict == "abort" else insert(table).on_conflict_do_nothing()
+    return str(statement.compile(dialect=_NAMED))
+
+
+@cache
+def _touch() -> str:
+    update = _series.update().where(_series.c.SeriesInstanceUID == bindparam("series"))
+    last = func.max(_series.c.last_received_at, bindparam("now"))
+    return str(update.values(last_received_at=last).compile(dialect=_NAMED))
+
+
+@cache
+def _bring() -> str:
+    """A statement that takes a row of _bringer, which replaces that of another association."""
+    brings = insert(_bringer)
+    another = {"association": brings.excluded.association, "ended_well": brings.excluded.ended_well}
     is_another = _bringer.c.association != brings.excluded.association
-    connection.execute(brings.on_conflict_do_update(index_elements=["SeriesInstanceUID"], set_=another, where=is_another))
+    statement = brings.on_conflict_do_update(index_elements=["SeriesInstanceUID"], set_=another, where=is_another)
+    return str(statement.compile(dialect=_NAMED))
+
+
+def _note_sending(execute: Execute, association: OpenAssociation, series: str) -> None:
+    row = {"association": association.name, "SeriesInstanceUID": series}
+    execute(_put(_sending), {**row, "lease_id": association.lease_id})
+    execute(_bring(), {**row, "ended_well": False})
+
+
+def _within(study: str, series: str | None, instance: str | None) -> ColumnElement[bool]:
+    asked = [_series.c.StudyInstanceUID == study]
+    if series is not None:
+        asked.append(_series.c.SeriesInstanceUID == series)
+    if instance is not None:
+        asked.append(_instance.c.SOPInstanceUID == instance)
+    return and_(*asked)
+
+
+def _doom(connection: Connection, asked: ColumnElement[bool]) -> None:
+    connection.execute(insert(_doomed).from_select(["object_key"], select(_instance.c.object_key).where(asked)))
+    connection.execute(_instance.delete().where(asked))
 
 
 def _drop_empty(connection: Connection) -> None:
@@ -449,6 +676,8 @@ def _drop_empty(connection: Connection) -> None:
     connection.execute(_sender.delete().where(~kept))
     held = exists().where(_series.c.SeriesInstanceUID == _bringer.c.SeriesInstanceUID)
     connection.execute(_bringer.delete().where(~held))
+    held = exists().where(_series.c.SeriesInstanceUID == _answer.c.SeriesInstanceUID)
+    connection.execute(_answer.delete().where(~held))
     held = exists().where(_series.c.StudyInstanceUID == _study.c.StudyInstanceUID)
     connection.execute(_study.delete().where(~held))
 
@@ -462,11 +691,6 @@ def _received() -> ColumnElement[bool]:
     return _instance.c.origin == "received"
 
 
-def _touch(series: str, now: float) -> Update:
-    update = _series.update().where(_series.c.SeriesInstanceUID == series)
-    return update.values(last_received_at=func.max(_series.c.last_received_at, now))
-
-
 def _pick(header: Header, keywords: Sequence[str]) -> dict[str, str]:
     return {keyword: header.attributes.get(keyword, "") for keyword in keywords}
 
@@ -475,60 +699,58 @@ def _columns(table: Table, keywords: Sequence[str]) -> list[Column[Any]]:
     return [table.c[keyword] for keyword in keywords]
 
 
-def _note_items(connection: Connection, header: Header) -> None:
+def _note_items(execute: Execute, header: Header) -> None:
     """Keep what is indexed of an object's items; those of a series are those of its first object that has any."""
     uids = {"SeriesInstanceUID": header.series_instance_uid, "SOPInstanceUID": header.sop_instance_uid}
     for sequence, items in header.items.items():
         table = ITEMS_OF[sequence]
         uid = table.primary_key.columns[0].name
-        rows = [
-            {**{path: item.get(path, "") for path in ITEM_ATTRIBUTES[sequence]}, uid: uids[uid], "place": place}
-            for place, item in enumerate(items)
-        ]
-        if rows:
-            connection.execute(insert(table).on_conflict_do_nothing(), rows)
+        if not items or execute(_any_of(table), (uids[uid],)).fetchone():
+            continue
+        for place, item in enumerate(items):
+            texts = {path.replace(".", "_"): item.get(path, "") for path in ITEM_ATTRIBUTES[sequence]}
+            execute(_put(table), {**texts, uid: uids[uid], "place": place})
 
 
-def _note_names(connection: Connection, study: Mapping[str, str]) -> None:
+@cache
+def _any_of(table: Table) -> str:
+    """A statement for a row of that key, which is the first of the table's own."""
+    key = table.primary_key.columns[0]
+    return str(select(literal_column("1")).select_from(table).where(key == bindparam("key")).compile(dialect=_SQLITE))
+
+
+def _note_names(execute: Execute, study: Mapping[str, str]) -> None:
     for keyword in PERSON_NAMES:
         groups = [(False, place, group) for place, group in enumerate(name_groups(study[keyword])) if group]
         parts = [(True, 0, word) for word in words(study[keyword])]
         for is_word, place, text in (*groups, *parts):
             row = {"StudyInstanceUID": study["StudyInstanceUID"], "keyword": keyword, "is_word": is_word, "place": place}
-            connection.execute(insert(_person_name).values(text=text, **row).on_conflict_do_nothing())
+            execute(_put(_person_name), {**row, "text": text})
 
 
-def _note_anew(connection: Connection, header: Header, study: Mapping[str, str]) -> None:
+def _note_anew(connection: Connection, execute: Execute, header: Header, study: Mapping[str, str]) -> None:
     """Keep the names and items of an object that took the place of another."""
     connection.execute(_person_name.delete().where(_person_name.c.StudyInstanceUID == study["StudyInstanceUID"]))
-    _note_names(connection, study)
+    _note_names(execute, study)
+    uids = {"SeriesInstanceUID": header.series_instance_uid, "SOPInstanceUID": header.sop_instance_uid}
     for table in (_unread, *ITEMS_OF.values()):
-        if "SOPInstanceUID" in table.c:
-            connection.execute(table.delete().where(table.c.SOPInstanceUID == header.sop_instance_uid))
-    _note_items(connection, header)
+        uid = table.primary_key.columns[0]
+        connection.execute(table.delete().where(uid == uids[uid.name]))
+    _note_items(execute, header)
 
 
 def _fill(connection: Connection, tables: set[str]) -> None:
     """What an earlier version did not keep of what is held: names at once, items when there is time to read the objects."""
     if _person_name.name in tables:
-        for study in connection.execute(select(_study)).mappings().all():
-            _note_names(connection, {keyword: str(value) for keyword, value in study.items()})
+        with driven(connection) as execute:
+            for study in connection.execute(select(_study)).mappings().all():
+                _note_names(execute, {keyword: str(value) for keyword, value in study.items()})
     if _unread.name in tables:
         first = select(func.min(_instance.c.SOPInstanceUID)).group_by(_instance.c.SeriesInstanceUID)
         segs = select(_instance.c.SOPInstanceUID).where(_instance.c.SOPClassUID.in_(SEGMENTATION_CLASSES))
         connection.execute(insert(_unread).from_select(["SOPInstanceUID"], first.union(segs)))
 
 
-def _as_instance(row: Row[Any]) -> Instance:
-    return Instance(
-        study_instance_uid=row.StudyInstanceUID,
-        series_instance_uid=row.SeriesInstanceUID,
-        sop_instance_uid=row.SOPInstanceUID,
-        sop_class_uid=row.SOPClassUID,
-        transfer_syntax_uid=row.transfer_syntax_uid,
-        object_key=row.object_key,
-        size=row.size,
-        digest=row.digest,
-        origin=row.origin,
-        received_at=row.received_at,
-    )
+def _count(number_of_frames: str) -> int:
+    """1 where there is none, or what is no number."""
+    return max(1, int(number_of_frames)) if number_of_frames.isdecimal() else 1

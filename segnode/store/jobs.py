@@ -1,10 +1,11 @@
 """Rows of the pipeline: what was decided of a series, and which objects are owed to which destination."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from sqlalchemy import (
     Boolean,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    case,
     exists,
     func,
     or_,
@@ -65,6 +67,11 @@ _job = Table(
     Column("sop_instance_uid", String, nullable=False, default=""),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("stat", Boolean, nullable=False, server_default="0"),
+    Column("begun", Integer, nullable=False, server_default="0"),
+    Column("progress", Float),
+    Column("progress_text", String, nullable=False, server_default=""),
 )
 _transition = Table(
     "transition",
@@ -118,6 +125,14 @@ class Decision:
     model_version: str
 
 
+class Unmade(NamedTuple):
+    """A job whose result does not exist yet, and the name and version of its model."""
+
+    id: str
+    attempt: int
+    model: tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Taken:
     """What a destination took: the object, its form, and where it is one of its own how the segments were renumbered."""
@@ -155,6 +170,11 @@ class Delivery:
     stored_in: int
     sent_again: int
 
+    @property
+    def owed_since(self) -> float:
+        """Since when it is to be taken, or to be proved."""
+        return self.stored_at if self.state == "confirming" else self.created_at
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -171,7 +191,8 @@ class Job:
 
     Without a content it is of no images: it is there for the deliveries of a rejection note. Without a model it forwards
     the images themselves; `deliveries` are then those that a person would look at first, and `counts` counts them all, by
-    destination and state.
+    destination and state. `begun` counts how often its result was begun to be made, since a person had it tried again.
+    `progress` is how far its model was when it last said so, from 0 to 1, and in words of the model's.
     """
 
     id: str
@@ -187,6 +208,11 @@ class Job:
     sop_instance_uid: str
     created_at: float
     updated_at: float
+    priority: int
+    stat: bool
+    begun: int
+    progress: float | None
+    progress_text: str
     transitions: tuple[tuple[State, float], ...]
     deliveries: tuple[Delivery, ...]
     counts: Mapping[tuple[str, DeliveryState], int]
@@ -233,9 +259,12 @@ class Jobs:
             document: str = connection.execute(select(_rule.c.document).where(_rule.c.digest == digest)).scalar_one()
         return document
 
-    def decide(self, decision: Decision, now: float) -> bool:
-        """Commit a decision as a waiting job and return True; one that was made before stays as it is."""
-        row = {**vars(decision), "state": "waiting", "created_at": now, "updated_at": now}
+    def decide(self, decision: Decision, now: float, priority: int = 0, *, stat: bool = False) -> bool:
+        """Commit a decision as a waiting job and return True; one that was made before stays as it is.
+
+        What is `stat` is made before all others, then what has the greater `priority`.
+        """
+        row = {**vars(decision), "state": "waiting", "created_at": now, "updated_at": now, "priority": priority, "stat": stat}
         with self._writer.begin() as connection:
             added = insert(_job).values(row).on_conflict_do_nothing().returning(_job.c.id)
             if connection.execute(added).first() is None:
@@ -268,7 +297,31 @@ class Jobs:
         """A job that goes on comes into a state. Raises JobEnded when it was cancelled."""
         with self._writer.begin() as connection:
             _require_going_on(connection, job_id)
+            if state == "inferring":
+                connection.execute(_job.update().where(_job.c.id == job_id).values(progress=None, progress_text=""))
             _move(connection, job_id, state, now)
+
+    def begin(self, job_id: str) -> int:
+        """The result of a job is begun to be made; how often it was begun before."""
+        with self._writer.begin() as connection:
+            mine = _job.c.id == job_id
+            before: int = connection.execute(select(_job.c.begun).where(mine)).scalar_one()
+            connection.execute(_job.update().where(mine).values(begun=before + 1))
+        return before
+
+    def break_off(self, job_ids: Iterable[str]) -> None:
+        """The results of jobs that were begun are left where they are, for no fault of theirs: it does not count."""
+        with self._writer.begin() as connection:
+            begun = and_(_among(_job.c.id, job_ids), _job.c.begun > 0)
+            connection.execute(_job.update().where(begun).values(begun=_job.c.begun - 1))
+
+    def begin_again(self, job_id: str, reason: str, now: float) -> None:
+        """The result of a job is made anew from its beginning, when those that are as urgent have had their turn."""
+        with self._writer.begin() as connection:
+            if _state(connection, job_id) not in ENDED:
+                again = {"attempt": _job.c.attempt + 1, "note": reason}
+                connection.execute(_job.update().where(_job.c.id == job_id).values(again))
+                _move(connection, job_id, "waiting", now)
 
     def fail(self, job_id: str, error: str, now: float) -> None:
         """A job has failed for a reason that its person can read; one that was cancelled stays so."""
@@ -276,6 +329,12 @@ class Jobs:
             if _state(connection, job_id) != "cancelled":
                 connection.execute(_job.update().where(_job.c.id == job_id).values(error=error))
                 _move(connection, job_id, "failed", now)
+
+    def progress(self, job_id: str, fraction: float, text: str) -> None:
+        """How far the model of a job is, from 0 to 1, and in its own words; of one that is not with it nothing is kept."""
+        values = {"progress": fraction, "progress_text": text}
+        with self._writer.begin() as connection:
+            connection.execute(_job.update().where(_job.c.id == job_id, _job.c.state == "inferring").values(values))
 
     def note(self, job_id: str, note: str) -> None:
         """Something a person should know of a job that goes on."""
@@ -316,7 +375,7 @@ class Jobs:
             state = _state(connection, job_id)
             if state != "held":
                 raise JobEnded(f"job {job_id} is not held: it is {state}")
-            connection.execute(_job.update().where(_job.c.id == job_id).values(attempt=_job.c.attempt + 1))
+            connection.execute(_job.update().where(_job.c.id == job_id).values(attempt=_job.c.attempt + 1, begun=0))
             _move(connection, job_id, "waiting", now)
 
     def retry(self, job_id: str, now: float) -> None:
@@ -330,10 +389,14 @@ class Jobs:
             undelivered = and_(_delivery.c.job_id == job_id, _delivery.c.state.in_(("failed", "cancelled")))
             # As owed anew: its attempts go on counting, so that each is a workflow of its own.
             owed = {"state": "waiting", "next_attempt_at": now, "created_at": now, "sent_again": 0}
-            tried = connection.execute(_delivery.update().where(undelivered).values(owed).returning(_delivery.c.job_id))
-            again = {"attempt": _job.c.attempt + 1, "error": "", "updated_at": now}
+            connection.execute(_delivery.update().where(undelivered).values(owed))
+            again = {"attempt": _job.c.attempt + 1, "error": "", "begun": 0}
             connection.execute(_job.update().where(_job.c.id == job_id).values(again))
-            _move(connection, job_id, "delivering" if tried.first() else "waiting", now)
+            if connection.execute(select(_delivery.c.job_id).where(_delivery.c.job_id == job_id).limit(1)).first():
+                _move(connection, job_id, "delivering", now)
+                _settle(connection, job_id, now)  # where all has reached its destination after all
+            else:
+                _move(connection, job_id, "waiting", now)
 
     def cancel(self, job_id: str, now: float, note: str = "") -> None:
         """Have a job that goes on end here: what is not delivered yet is not delivered. Raises JobEnded."""
@@ -426,20 +489,19 @@ class Jobs:
         """A destination has its object, which is proved."""
         self._attempted(delivery, {"state": "delivered", "last_answer": answer}, now)
 
-    def send_again(self, delivery: Delivery, answer: str, now: float) -> None:
-        """A destination does not stand by what it stored: it is owed anew, at once, what was sent first."""
-        again = {"state": "waiting", "next_attempt_at": now, "sent_again": delivery.sent_again + 1, **_taken(Taken("", ""))}
+    def send_again(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
+        """A destination does not stand by what it stored: it is owed anew, what was sent first."""
+        again = {
+            "state": "waiting",
+            "next_attempt_at": next_attempt_at,
+            "sent_again": delivery.sent_again + 1,
+            **_taken(Taken("", "")),
+        }
         self._attempted(delivery, {**again, "last_answer": answer, "unanswered": delivery.form}, now)
 
     def unproved(self, delivery: Delivery, answer: str, now: float) -> None:
         """An object is not sent any more, and it is not proved that its destination has what was sent."""
         self._attempted(delivery, {"state": "failed", "last_answer": answer, "unanswered": delivery.form}, now)
-
-    def wake(self, delivery: Delivery, now: float) -> None:
-        """What a delivery that is to be proved waits for has come."""
-        confirming = and_(_mine(delivery), _delivery.c.state == "confirming", _delivery.c.next_attempt_at > now)
-        with self._writer.begin() as connection:
-            connection.execute(_delivery.update().where(confirming).values(next_attempt_at=now))
 
     def deferred(self, delivery: Delivery, answer: str, next_attempt_at: float, now: float) -> None:
         """A destination could not take its object now; it is owed until then, and so is what else of its job waits for it."""
@@ -466,6 +528,13 @@ class Jobs:
         with self._writer.begin() as connection:
             connection.execute(waiting.where(_delivery.c.next_attempt_at > now).values(next_attempt_at=now))
 
+    def await_reports_of(self, destinations: Collection[str], now: float) -> None:
+        """These are asked to commit: what others have stored waits for no report, and is looked at now."""
+        confirming = and_(_delivery.c.state == "confirming", _delivery.c.destination.not_in(destinations))
+        with self._writer.begin() as connection:
+            woken = _delivery.update().where(confirming, _delivery.c.next_attempt_at > now)
+            connection.execute(woken.values(next_attempt_at=now))
+
     def owed(self, now: float) -> list[str]:
         """The destinations that have deliveries whose time has come."""
         query = select(_delivery.c.destination).where(_is_due(now)).distinct().order_by(_delivery.c.destination)
@@ -473,14 +542,15 @@ class Jobs:
             return list(connection.execute(query).scalars())
 
     def due(
-        self, now: float, destination: str | None = None, limit: int | None = None, decided_before: float | None = None
+        self, now: float, destination: str | None = None, limit: int | None = None, owed_before: float | None = None
     ) -> list[Delivery]:
         """Deliveries whose time has come, the longest due first: all, or of a destination, at most so many, only old ones."""
         asked = [_is_due(now)]
         if destination is not None:
             asked.append(_delivery.c.destination == destination)
-        if decided_before is not None:
-            asked.append(_delivery.c.created_at < decided_before)
+        if owed_before is not None:
+            since = case((_delivery.c.state == "confirming", _delivery.c.stored_at), else_=_delivery.c.created_at)
+            asked.append(since < owed_before)
         return self._deliveries(and_(*asked), limit)
 
     def attempts(self, now: float, destination: str, limit: int | None = None) -> list[Attempt]:
@@ -491,27 +561,36 @@ class Jobs:
         with self._reader.connect() as connection:
             return [Attempt(row.job_id, destination, row.due_at) for row in connection.execute(query)]
 
-    def attempted(self, attempt: Attempt) -> list[Delivery]:
-        """The deliveries of an attempt that are still to be made; what broke off most often comes last."""
+    def attempted(self, attempt: Attempt, now: float) -> list[Delivery]:
+        """The deliveries of an attempt that are still to be made; what broke off most often comes last.
+
+        What is to be proved was stored one after the other, and is proved together: all whose time has come by now, as long
+        as one is left that the attempt is called by.
+        """
         mine = and_(_delivery.c.job_id == attempt.job_id, _delivery.c.destination == attempt.destination)
-        found = self._deliveries(and_(mine, _is_due(attempt.due_at)))
+        with_it = and_(_delivery.c.state == "confirming", _is_due(now))
+        found = self._deliveries(and_(mine, or_(_is_due(attempt.due_at), with_it)))
+        if not any(delivery.next_attempt_at <= attempt.due_at for delivery in found):
+            return []
         return sorted(found, key=lambda delivery: delivery.attempts)
 
     def delivery(self, job_id: str, destination: str) -> Delivery:
         """The delivery of a job's result to a destination."""
         return self._deliveries(and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination))[0]
 
-    def stored_as(self, job_id: str, destination: str, sop_instance_uid: str) -> Delivery | None:
-        """The delivery of a job that a destination has stored as the object of that UID, as it said."""
-        mine = and_(_delivery.c.job_id == job_id, _delivery.c.destination == destination)
-        return next(iter(self._deliveries(and_(mine, _delivery.c.sent_sop_instance_uid == sop_instance_uid))), None)
-
-    def waiting(self) -> list[tuple[str, int]]:
-        """Id and attempt of each job whose result does not exist yet."""
-        unfinished = _job.c.state.in_(("waiting", "assembling", "inferring", "encoding"))
-        query = select(_job.c.id, _job.c.attempt).where(unfinished).order_by(_job.c.created_at)
+    def is_as_read(self, delivery: Delivery) -> bool:
+        """Whether a delivery is owed as it was when it was read: not cancelled meanwhile, nor owed anew since."""
+        same = and_(_delivery.c.state == delivery.state, _delivery.c.next_attempt_at == delivery.next_attempt_at)
         with self._reader.connect() as connection:
-            return [(row.id, row.attempt) for row in connection.execute(query)]
+            return connection.execute(select(exists().where(_mine(delivery), same))).scalar_one()
+
+    def waiting(self) -> list[Unmade]:
+        """The jobs whose result does not exist yet, the most urgent first; of these what was begun least, then the oldest."""
+        unfinished = _job.c.state.in_(("waiting", "assembling", "inferring", "encoding"))
+        query = select(_job.c.id, _job.c.attempt, _job.c.model, _job.c.model_version).where(unfinished)
+        query = query.order_by(_job.c.stat.desc(), _job.c.priority.desc(), _job.c.begun, _job.c.created_at, _job.c.id)
+        with self._reader.connect() as connection:
+            return [Unmade(row.id, row.attempt, (row.model, row.model_version)) for row in connection.execute(query)]
 
     def job(self, job_id: str) -> Job:
         """The job of that id."""
@@ -536,6 +615,21 @@ class Jobs:
     def of_series(self, series: str) -> list[Job]:
         """The jobs of a series, oldest first."""
         return self._jobs(_job.c.series_instance_uid == series)
+
+    def decided_at(self, sop_instance_uid: str) -> float | None:
+        """When it was first decided that an object is to be sent somewhere, or made; None where that never was."""
+        owed = select(_delivery.c.job_id).where(_delivery.c.sop_instance_uid == sop_instance_uid)
+        query = select(func.min(_job.c.created_at)).where(or_(_job.c.sop_instance_uid == sop_instance_uid, _job.c.id.in_(owed)))
+        with self._reader.connect() as connection:
+            return connection.execute(query).scalar()
+
+    def needing(self, series: Iterable[str], sop_instance_uids: Iterable[str]) -> str | None:
+        """A job that goes on and is of images of some series, or that owes one of some objects; None when there is none."""
+        of_images = _among(_job.c.series_instance_uid, series), _job.c.content_digest != "", _going_on()
+        owed = _delivery.c.state.in_(OWED), _among(_delivery.c.sop_instance_uid, sop_instance_uids)
+        found = select(_job.c.id).where(*of_images).union_all(select(_delivery.c.job_id).where(*owed)).limit(1)
+        with self._reader.connect() as connection:
+            return connection.execute(found).scalar()
 
     def delivered_before(self, then: float) -> list[str]:
         """SOP instance UIDs of the objects that had reached every destination by then."""
@@ -567,12 +661,9 @@ class Jobs:
         with self._writer.begin() as connection:
             _record_attempt(connection, delivery, values, now)
 
-    def _deliveries(self, asked: Any, limit: int | None = None, *first: ColumnElement[Any]) -> list[Delivery]:
-        query = select(_delivery).where(asked)
-        in_order = (*first, _delivery.c.next_attempt_at, *_delivery.primary_key.columns)
-        query = query.order_by(*in_order).limit(limit)
+    def _deliveries(self, asked: Any, limit: int | None = None) -> list[Delivery]:
         with self._reader.connect() as connection:
-            return [_as_delivery(dict(row)) for row in connection.execute(query).mappings()]
+            return _read_deliveries(connection, asked, limit)
 
     def _jobs(self, asked: Any) -> list[Job]:
         return self._read(select(_job).where(asked).order_by(_job.c.created_at, _job.c.id))
@@ -580,24 +671,38 @@ class Jobs:
     def _read(self, query: Select[Any]) -> list[Job]:
         with self._reader.connect() as connection:
             rows = connection.execute(query).mappings().all()
-            return [self._as_job(connection, dict(row)) for row in rows]
+            return [_read_job(connection, dict(row)) for row in rows]
 
-    def _as_job(self, connection: Connection, row: dict[str, Any]) -> Job:
-        in_order = select(_transition.c.state, _transition.c.at).where(_transition.c.job_id == row["id"])
-        transitions = connection.execute(in_order.order_by(_transition.c.sequence)).all()
-        mine = _delivery.c.job_id == row["id"]
-        by_state = select(_delivery.c.destination, _delivery.c.state, func.count()).where(mine)
-        by_state = by_state.group_by(_delivery.c.destination, _delivery.c.state)
-        counts = {(found[0], found[1]): found[2] for found in connection.execute(by_state)}
-        if row["model"]:
-            deliveries = self._deliveries(mine)
-        else:
-            as_it_was = _delivery.c.sent_sop_instance_uid == _delivery.c.sop_instance_uid
-            trouble = and_(mine, ~and_(_delivery.c.state == "delivered", as_it_was))
-            failed_first = (_delivery.c.state != "failed", _delivery.c.attempts.desc())
-            deliveries = self._deliveries(trouble, _NAMED, *failed_first)
-        entered = tuple((t.state, t.at) for t in transitions)
-        return Job(**row, transitions=entered, deliveries=tuple(deliveries), counts=counts)
+
+def _read_job(connection: Connection, row: dict[str, Any]) -> Job:
+    in_order = select(_transition.c.state, _transition.c.at).where(_transition.c.job_id == row["id"])
+    transitions = connection.execute(in_order.order_by(_transition.c.sequence)).all()
+    mine = _delivery.c.job_id == row["id"]
+    by_state = select(_delivery.c.destination, _delivery.c.state, func.count()).where(mine)
+    by_state = by_state.group_by(_delivery.c.destination, _delivery.c.state)
+    counts = {(found[0], found[1]): found[2] for found in connection.execute(by_state)}
+    if row["model"]:
+        deliveries = _read_deliveries(connection, mine)
+    else:
+        as_it_was = _delivery.c.sent_sop_instance_uid == _delivery.c.sop_instance_uid
+        trouble = and_(mine, ~and_(_delivery.c.state == "delivered", as_it_was))
+        failed_first = (_delivery.c.state != "failed", _delivery.c.attempts.desc())
+        deliveries = _read_deliveries(connection, trouble, _NAMED, *failed_first)
+    entered = tuple((t.state, t.at) for t in transitions)
+    return Job(**row, transitions=entered, deliveries=tuple(deliveries), counts=counts)
+
+
+def _read_deliveries(
+    connection: Connection, asked: Any, limit: int | None = None, *first: ColumnElement[Any]
+) -> list[Delivery]:
+    in_order = (*first, _delivery.c.next_attempt_at, *_delivery.primary_key.columns)
+    query = select(_delivery).where(asked).order_by(*in_order).limit(limit)
+    return [_as_delivery(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _among(column: Column[str], values: Iterable[str]) -> ColumnElement[bool]:
+    """Whether it is one of these, in one variable, however many they are: SQLite has only so many."""
+    return column.in_(select(func.json_each(json.dumps(list(values))).table_valued("value").c.value))
 
 
 def _as_delivery(row: dict[str, Any]) -> Delivery:
@@ -622,6 +727,9 @@ def _put_off(connection: Connection, delivery: Delivery, until: float) -> None:
 
 
 def _record_attempt(connection: Connection, delivery: Delivery, values: Mapping[str, Any], now: float) -> None:
+    """What came of an attempt; nothing is owed any more of a job that a person has cancelled meanwhile."""
+    if values.get("state") in OWED and _state(connection, delivery.job_id) == "cancelled":
+        values = {**values, "state": "cancelled"}
     connection.execute(_delivery.update().where(_mine(delivery)).values(attempts=delivery.attempts + 1, **values))
     _settle(connection, delivery.job_id, now)
 

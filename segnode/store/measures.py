@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from sqlalchemy import Column, Engine, Float, MetaData, String, Table, select
@@ -74,7 +75,12 @@ class Meter:
 
     def _add(self, name: str, count: float, **labels: str) -> None:
         with self._lock:
-            self._counts[name, json.dumps(labels, sort_keys=True)] += count  # type: ignore[assignment]
+            self._counts[name, _packed(*labels.items())] += count  # type: ignore[assignment]
+
+
+@cache
+def _packed(*labels: tuple[str, str]) -> str:
+    return json.dumps(dict(labels), sort_keys=True)
 
 
 class Measures:

@@ -1,15 +1,19 @@
 """Objects: immutable Part 10 files under opaque keys; a peer's UID is never part of a path."""
 
+import itertools
+import os
 import re
 import secrets
 import shutil
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from segnode.errors import OutOfResources
+from segnode.errors import ObjectTooLong, OutOfResources
 from segnode.store.filesystem import synchronise
 from segnode.store.leases import Lease, lease_ids
 
@@ -17,20 +21,27 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 _INCOMING: Final = "incoming"
 _LEASE_LENGTH: Final = 12
 SHELVES: Final = 256
+_ON_A_SHELF: Final = 64
 # What nobody has written to for so long, nobody is at work on.
 ABANDONED_S: Final = 3600.0
 
 
 class ObjectStore:
-    """Objects in a folder of this machine: written beside, synchronised, then renamed into place.
+    """Objects in a folder of this machine: written beside, renamed into place, then synchronised.
 
     What a process is writing lies in a folder of its name, and the key of what it has written ends with its lease: so
-    whoever finds something there that nothing leads to knows who may still be at work on it.
+    whoever finds something there that nothing leads to knows who may still be at work on it. `largest` is how many bytes
+    one may have.
     """
 
-    def __init__(self, folder: Path, lease: Lease) -> None:
+    def __init__(self, folder: Path, lease: Lease, largest: int = sys.maxsize) -> None:
         self._folder = folder
         self._lease = lease
+        self._largest = largest
+        self._kept = itertools.count()
+        self._shelf = secrets.token_hex(2)
+        self._making = threading.Lock()
+        self._made: set[str] = set()
         self.incoming = folder / _INCOMING / lease.owner
         self.incoming.mkdir(parents=True, exist_ok=True)
 
@@ -53,21 +64,41 @@ class ObjectStore:
 
     def spool(self) -> "Spool":
         """A new file to write an object into. Raises OutOfResources."""
-        return Spool(self.incoming / secrets.token_hex(16))
+        return Spool(self.incoming / secrets.token_hex(16), self._largest)
 
     def keep(self, path: Path) -> str:
         """Make a complete file of the incoming folder an object: durable, immutable, under the key that is returned.
 
-        Raises OutOfResources when the disk does not take it; the file is then where it was.
+        Raises OutOfResources when the disk does not take it.
         """
-        key = secrets.token_hex(10) + self._lease.id
-        target = self.path(key)
-        with room_for("an object"):
-            synchronise(path)
-            self._make_folder(target.parent)
-            path.rename(target)
-            synchronise(target.parent)
-        return key
+        return self.keep_all([path])[0]
+
+    def keep_all(self, paths: Sequence[Path]) -> list[str]:
+        """Make several files objects, as `keep` does with one; where the disk does not take them, there is none of them."""
+        keys = [self._new_key() for _ in paths]
+        folders = [f"{self._folder}/{key[:2]}/{key[2:4]}" for key in keys]
+        targets = [f"{folder}/{key}" for folder, key in zip(folders, keys, strict=True)]
+        try:
+            with room_for("an object"):
+                for path, folder, target in zip(paths, folders, targets, strict=True):
+                    self._make_folder(folder)
+                    os.rename(path, target)  # noqa: PTH104  pathlib's paths take as long to make as the file to be renamed
+                # Names first: one write of the file system's journal has both then. No row leads to a file before.
+                for target in targets:
+                    synchronise(target)
+                for folder in set(folders):
+                    synchronise(folder)
+        except OutOfResources:
+            for key in keys:
+                self.delete(key)
+            raise
+        return keys
+
+    def _new_key(self) -> str:
+        """A key; those of objects that come one after the other share a folder: a new one has to be synchronised itself."""
+        if next(self._kept) % _ON_A_SHELF == 0:
+            self._shelf = secrets.token_hex(2)
+        return self._shelf + secrets.token_hex(8) + self._lease.id
 
     def delete(self, key: str) -> None:
         """Delete an object; it is no error when it is gone."""
@@ -81,26 +112,35 @@ class ObjectStore:
         """Where the object of that key lies."""
         return object_path(self._folder, key)
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.exists():
-            return
-        for level in (folder.parent, folder):
-            level.mkdir(exist_ok=True)
-            synchronise(level.parent)
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder durable; that another thread has made it does not say that it has synchronised it."""
+        with self._making:
+            if folder in self._made:
+                return
+            for level in (Path(folder).parent, Path(folder)):
+                level.mkdir(exist_ok=True)
+                synchronise(level.parent)
+            self._made.add(folder)
 
 
 class Spool:
     """A file that an object is being written into; as a context manager it is gone at the end unless it was kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, largest: int) -> None:
         self.path = path
+        self._left = self._largest = largest
         with room_for("an object"):
             self._file = path.open("xb")
 
-    def write(self, block: bytes) -> None:
-        """Append bytes. Raises OutOfResources."""
-        with room_for("an object"):
+    def write(self, block: bytes | memoryview) -> None:
+        """Append bytes. Raises OutOfResources, and ObjectTooLong where there are more than an object may have."""
+        self._left -= len(block)
+        if self._left < 0:
+            raise ObjectTooLong(f"an object may have {self._largest} bytes at most (storage.largest_object)")
+        try:
             self._file.write(block)
+        except OSError as error:
+            raise _no_room("an object", error) from error
 
     def complete(self) -> None:
         """Hand all bytes to the operating system; nothing is written after this. Raises OutOfResources."""
@@ -126,7 +166,11 @@ def room_for(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}") from error
+        raise _no_room(what, error) from error
+
+
+def _no_room(what: str, error: OSError) -> OutOfResources:
+    return OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}")
 
 
 def _delete_files(folder: Path, before: float) -> None:
@@ -146,4 +190,4 @@ def object_path(folder: Path, key: str) -> Path:
     """Where the object of that key lies in a folder of objects."""
     if not _KEY.fullmatch(key):
         raise ValueError(f"not an object key: {key!r}")
-    return folder / key[:2] / key[2:4] / key
+    return folder.joinpath(key[:2], key[2:4], key)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, cast
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, cast, text
 
 from segnode.dicom.attributes import INSTANCE_ATTRIBUTES, ITEM_ATTRIBUTES, SERIES_ATTRIBUTES, STUDY_ATTRIBUTES
 
@@ -59,7 +59,7 @@ instance = Table(
     "instance",
     metadata,
     Column("SOPInstanceUID", String, primary_key=True),
-    Column("SeriesInstanceUID", ForeignKey("series.SeriesInstanceUID"), nullable=False, index=True),
+    Column("SeriesInstanceUID", ForeignKey("series.SeriesInstanceUID"), nullable=False),
     Column("SOPClassUID", String, nullable=False),
     *_attribute_columns(INSTANCE_ATTRIBUTES),
     Column("transfer_syntax_uid", String, nullable=False),
@@ -68,6 +68,8 @@ instance = Table(
     Column("digest", String, nullable=False),
     Column("origin", String, nullable=False),
     Column("received_at", Float, nullable=False),
+    # Whether it took the place of another object of its UID.
+    Column("replaced", Boolean, nullable=False, server_default=text("0")),
 )
 # The component groups of names, and their words, folded.
 person_name = Table(
@@ -97,6 +99,7 @@ request = Table(
 # Objects that were held before their items and names were kept.
 unread = Table("unread", metadata, _held("SOPInstanceUID"))
 ITEMS_OF: Final[Mapping[str, Table]] = {"SegmentSequence": segment, "RequestAttributesSequence": request}
-# In the order of what is answered: most of what is held is of few classes.
+# In the order of what is answered: what is in a series, and what is of a class, of which there are few.
+Index("ix_instance_SeriesInstanceUID", instance.c.SeriesInstanceUID, instance.c.SOPInstanceUID)
 Index("instance_SOPClassUID", instance.c.SOPClassUID, instance.c.SOPInstanceUID)
 Index("instance_InstanceNumber", cast(instance.c.InstanceNumber, Integer))

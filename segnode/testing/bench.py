@@ -2,7 +2,10 @@
 
     scripts/bench seg [--labelmap FILE.npz] [--runs N]
     scripts/bench latency [--slices N] [--runs N]
-    scripts/bench dicomweb [--slices N] [--runs N]
+    scripts/bench datasets [--labelmap FILE.npz] [--runs N] [--part FORMAT|rle]
+    scripts/bench dicomweb [--slices N] [--runs N] [--part beside|scaling]
+    scripts/bench dimse [--slices N] [--runs N] [--only TEXT]
+    scripts/bench hooks [--slices N] [--runs N]
 
 Every job runs in a process of its own, in turn with that which it is compared with. What is compared is the wall time of
 whole processes, start and imports included, or the job's own seconds where the table says so; CPU and peak memory stand
@@ -29,7 +32,10 @@ import numpy as np
 
 from segnode.seg.codecs import CODECS, DECODERS, CodecName, FrameShape
 from segnode.seg.pixels import FRAMES_AT_ONCE
+from segnode.testing.datasets_bench import datasets
 from segnode.testing.dicomweb_bench import dicomweb
+from segnode.testing.dimse_bench import dimse
+from segnode.testing.hooks_bench import hooks
 from segnode.testing.latency import latency
 from segnode.testing.seg_case import Case, Labels, synthetic_labels, write_case
 
@@ -73,7 +79,10 @@ def main() -> None:
 
 
 main.add_command(latency)
+main.add_command(datasets)
+main.add_command(hooks)
 main.add_command(dicomweb)
+main.add_command(dimse)
 
 
 @main.command()

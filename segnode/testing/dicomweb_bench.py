@@ -1,97 +1,259 @@
-"""DICOMweb beside Orthanc's, in turn, on the same objects in one run; what both answer is held against each other.
+"""DICOMweb beside Orthanc's and a bare responder, in turn, on the same objects in one run; the answers are compared.
 
-How an answer takes longer with more that is held is measured on two nodes, of a thousand and of a hundred thousand rows.
+The bare responder sends the same bytes by the node's own HTTP server, out of files, and knows nothing of DICOM. How an
+answer takes longer with more that is held is measured on two nodes, of a thousand and of a hundred thousand rows.
 """
 
+import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import click
-import httpx
+from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy import Select, String, cast, insert, literal, select, true
 
-from segnode.config import parse_dimse_address
 from segnode.dicom.header import Header
-from segnode.dimse.scu import send_files
 from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.tables import instance
-from segnode.testing.phantom import write_ct
-from segnode.testing.servers import Server, node_config, orthanc, segnode
+from segnode.testing.asking import Answer, Connection
+from segnode.testing.corpus import Series, ct_series, multi_frame, renamed
+from segnode.testing.servers import Server, bare, node_config, orthanc, segnode
+from segnode.testing.turns import Used, await_documents, in_turn
 
 _NOTHING: Final = "models = []\nrules = []"
 _OTHERS: Final = 6
+_FRAMES: Final = 200
+_FRAME: Final = 100
+_CONNECTIONS: Final = 4
+_STORE_RUNS: Final = 2
+_QUICK: Final = 8
 _A_SERIES: Final = 100
 _SERIES_OF_A_STUDY: Final = 2
 _GOAL: Final = 2.0
+_JSON: Final = "application/dicom+json"
+_OBJECTS: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_OCTETS: Final = 'multipart/related; type="application/octet-stream"'
+_MESSAGES: Final = 'multipart/related; type="application/dicom"; boundary=bench'
+_STUDY, _SERIES, _SOP = "0020000D", "0020000E", "00080018"
+_REFERENCED, _REFERENCED_SOP, _INSTANCES = "00081199", "00081155", "00201209"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A search that both are asked; `goal` is how many times faster segnode is to be."""
+class Row:
+    """A request, made `runs` times of each server; how many times faster than Orthanc it is to be, and slower than bare.
+
+    `is_right` is asked of an answer, and of that of the other server that knows DICOM.
+    """
 
     name: str
-    query: str
-    matches: int
-    goal: float
+    path: str
+    accept: str
+    is_right: Callable[[Answer, Answer], bool]
+    faster: float
+    slower: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The three servers, and a connection to each; the files of the bare one lie in a folder."""
+
+    servers: Sequence[Server]
+    connections: Sequence[Connection]
+    folder: Path
 
 
 @click.command()
 @click.option("--slices", default=400, show_default=True, help="Images of the series.")
 @click.option("--size", default=512, show_default=True, help="Their rows and columns.")
-@click.option("--runs", default=15, show_default=True, help="How often each is asked; the median counts.")
-def dicomweb(slices: int, size: int, runs: int) -> None:
-    """QIDO-RS beside Orthanc's, and with a hundred times as much held."""
+@click.option("--runs", default=5, show_default=True, help="How often each is asked; more often what takes little.")
+@click.option("--part", type=click.Choice(["beside", "scaling"]), help="Only what is beside others, or with more held.")
+def dicomweb(slices: int, size: int, runs: int, part: str | None) -> None:
+    """STOW-RS, WADO-RS and QIDO-RS beside Orthanc's and a bare responder; QIDO-RS with a hundred times as much held."""
     with tempfile.TemporaryDirectory(prefix="segnode-bench-") as scratch:
-        _searches(Path(scratch), slices, size, runs)
-        _scaling(Path(scratch), runs)
+        if part != "scaling":
+            _beside(Path(scratch), slices, size, runs)
+        if part != "beside":
+            _scaling(Path(scratch), 3 * runs)
 
 
-def _searches(folder: Path, slices: int, size: int, runs: int) -> None:
-    with orthanc(folder / "archive") as archive, segnode(folder / "node", _NOTHING) as node, httpx.Client(timeout=60) as client:
-        for number, count in enumerate((slices, *[2] * _OTHERS)):
-            files = sorted(write_ct(folder / f"ct {number}", count, size, seed=number).folder.iterdir())
-            for server in (node, archive):
-                list(send_files(files, parse_dimse_address(server.dimse, ""), "BENCH"))
-        (series,) = (item for item in _answer(client, f"{node.dicomweb}/series") if item["00201209"]["Value"] == [slices])
-        study, uid = (series[tag]["Value"][0] for tag in ("0020000D", "0020000E"))
-        patient = series["00100020"]["Value"][0]
-        click.echo(f"{'QIDO-RS, ms':<30} {'segnode':>10} {'Orthanc':>10} {'ratio':>7} {'goal':>5}")
-        one = len(_answer(client, f"{node.dicomweb}/studies?PatientID={patient}"))
-        for question in (
-            Question("studies of a patient", f"studies?PatientID={patient}", one, 4),
-            Question(f"all {_OTHERS + 1} studies", "studies", _OTHERS + 1, 4),
-            Question(f"{slices} instances of a series", f"studies/{study}/series/{uid}/instances", slices, 50),
-        ):
-            _compare(client, question, (node, archive), runs)
+def _beside(folder: Path, slices: int, size: int, runs: int) -> None:
+    with (
+        segnode(folder / "node", _NOTHING) as node,
+        orthanc(folder / "archive") as archive,
+        bare(folder / "bare") as responder,
+        ExitStack() as stack,
+    ):
+        servers = (node, archive, responder)
+        trio = Trio(servers, [stack.enter_context(_connected(s)) for s in servers], folder / "bare")
+        click.echo(f"{'segnode / Orthanc / bare':<28} {'median ms':>27} {'Orthanc/segnode':>18} {'segnode/bare':>15}", nl=False)
+        click.echo(f"{'CPU ms':>28} {'peak MB':>18}")
+        held = _store(trio, ct_series(folder / "ct", slices, size, 0))
+        many = multi_frame(size, _FRAMES)
+        for other in (*(ct_series(folder / f"ct {seed}", 2, size, seed) for seed in range(1, _OTHERS + 1)), many):
+            for connection in trio.connections[:2]:
+                _post(connection, other, next(other.messages()))
+        await_documents(node)
+        for row in _rows(held, many, runs):
+            _compare(trio, row)
 
 
-def _compare(client: httpx.Client, question: Question, servers: Sequence[Server], runs: int) -> None:
-    urls = [f"{server.dicomweb}/{question.query}" for server in servers]
-    answers = [_uids(_answer(client, url)) for url in urls]
-    if answers[0] != answers[1] or len(answers[0]) != question.matches:
-        raise click.ClickException(f"{question.name}: they do not find the same")
-    ours, theirs = _in_turn([partial(_get, client, url) for url in urls], runs)
-    met = " " if theirs / ours >= question.goal else "!"
-    click.echo(f"{question.name:<30} {ours:10.1f} {theirs:10.1f} {theirs / ours:6.1f}x {question.goal:4.0f}x {met}")
+def _rows(held: Series, many: Series, runs: int) -> Sequence[Row]:
+    (uid, one), (multi, frames) = next(iter(held.files.items())), next(iter(many.files.items()))
+    patient, count = dcmread(BytesIO(one)).PatientID, len(held.files)
+
+    def frame(name: str, path: str, file: bytes, number: int, faster: float, runs: int) -> Row:
+        dataset = dcmread(BytesIO(file))
+        size = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+        pixels = dataset.PixelData[(number - 1) * size : number * size]
+        return Row(name, f"{path}/frames/{number}", _OCTETS, lambda answer, _: [*answer.parts()] == [pixels], faster, 3, runs)
+
+    def has_objects(answer: Answer, _: Answer) -> bool:
+        return sorted(answer.parts()) == sorted(held.files.values())
+
+    return [
+        frame("one CT frame", f"{held.path}/instances/{uid}", one, 1, 4, runs * _QUICK),
+        frame(f"frame {_FRAME} of {_FRAMES}", f"{many.path}/instances/{multi}", frames, _FRAME, 100, runs),
+        Row(f"metadata of {count} slices", f"{held.path}/metadata", _JSON, _same_documents, 20, 3, runs),
+        Row("QIDO one patient", f"studies?PatientID={patient}", _JSON, _same_matches, 4, 5, runs * _QUICK),
+        Row("QIDO all studies", "studies", _JSON, _same_matches, 4, 5, runs * _QUICK),
+        Row(f"QIDO {count} instances", f"{held.path}/instances", _JSON, _same_matches, 50, 5, runs),
+        Row(f"whole series of {count}", held.path, _OBJECTS, has_objects, 2, 1.5, runs),
+    ]
+
+
+def _compare(trio: Trio, row: Row) -> None:
+    """Ask for a row's resource: first for the right answer, then for the time."""
+    node, archive, responder = trio.connections
+    ours, theirs = (connection.get(_path(row.path), row.accept) for connection in (node, archive))
+    (trio.folder / "answer").write_bytes(ours.body)
+    sent = f"/answer?offset=0&size={len(ours.body)}"
+    if not (row.is_right(ours, theirs) and row.is_right(theirs, ours) and responder.get(sent).body == ours.body):
+        raise click.ClickException(f"{row.name}: they do not answer the same")
+    size = len(ours.body)
+
+    def ask(connection: Connection, path: str) -> float:
+        answer = connection.get(path, row.accept)
+        if connection is not archive and len(answer.body) != size:
+            raise click.ClickException(f"{row.name}: not the same answer each time")
+        return answer.took
+
+    paths = (_path(row.path), _path(row.path), sent)
+    requests = [partial(ask, c, path) for c, path in zip(trio.connections, paths, strict=True)]
+    _line(row.name, in_turn(requests, row.runs, trio.servers), row.faster, row.slower)
+
+
+def _store(trio: Trio, series: Series) -> Series:
+    """Store a series under other UIDs in each run, by one connection and by four; the first of them."""
+    node, *_ = trio.servers
+    stored: list[Series] = []
+    for connections in (1, _CONNECTIONS):
+        runs = [renamed(series, len(stored) + number) for number in range(_STORE_RUNS)]
+        stored += runs
+        requests = [partial(_send_next, server, iter(runs), connections) for server in trio.servers]
+        what = "one connection" if connections == 1 else f"{connections} connections"
+        used = in_turn(requests, _STORE_RUNS, trio.servers, lambda: await_documents(node))
+        _line(f"STOW {len(series.files)} CT, {what}", used, 5, 0)
+    for connection in trio.connections[:2]:
+        for one in stored:
+            (said,) = json.loads(bytes(connection.get(_path(f"studies/{one.study}/series"), _JSON).body))
+            if said[_INSTANCES]["Value"] != [len(series.files)]:
+                raise click.ClickException("what was stored is not held")
+    return stored[0]
+
+
+def _send_next(server: Server, left: Iterator[Series], connections: int) -> float:
+    """The seconds in which the next series is stored."""
+    series = next(left)
+    messages = [*series.messages()]
+
+    def post_some(first: int) -> None:
+        with _connected(server) as connection:
+            for message in messages[first::connections]:
+                _post(connection, series if server.dicom_port else None, message)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(connections) as pool:
+        list(pool.map(post_some, range(connections)))
+    return time.perf_counter() - start
+
+
+def _post(connection: Connection, series: Series | None, message: bytes) -> None:
+    """Post a message; the answer names every object of it that is one of a series."""
+    body = bytes(connection.post(_path("studies"), message, _MESSAGES).body)
+    if series is not None:
+        named = {item[_REFERENCED_SOP]["Value"][0] for item in json.loads(body)[_REFERENCED]["Value"]}
+        if len(named) != message.count(b"--bench\r\n") or not named <= series.files.keys():
+            raise click.ClickException("not everything is stored")
+
+
+def _line(name: str, used: Sequence[Used], faster: float, slower: float) -> None:
+    ours, theirs, floor = used
+    ahead, behind = theirs.seconds / ours.seconds, ours.seconds / floor.seconds
+    times = " / ".join(f"{each.seconds * 1e3:7.1f}" for each in used)
+    met = f"{ahead:6.1f} x >= {faster:g} {' ' if ahead >= faster else '!'}"
+    goal = f"<= {slower:g} {' ' if behind <= slower else '!'}" if slower else ""
+    cpu, most = " / ".join(f"{each.cpu * 1e3:.1f}" for each in used), " / ".join(f"{each.peak >> 20}" for each in used)
+    click.echo(f"{name:<28} {times}  {met:<16} {behind:6.1f} x {goal:<9} {cpu:>23} {most:>18}")
+
+
+@contextmanager
+def _connected(server: Server) -> Iterator[Connection]:
+    connection = Connection(server.http_port)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _seconds(connection: Connection, path: str) -> float:
+    return connection.get(path, _JSON).took
+
+
+def _path(resource: str) -> str:
+    return f"/dicom-web/{resource}"
+
+
+def _same_documents(answer: Answer, other: Answer) -> bool:
+    """Both describe the same instances in the same way; each has URIs of its own for bulk data."""
+    mine, theirs = ({d[_SOP]["Value"][0]: d for d in json.loads(bytes(each.body))} for each in (answer, other))
+    return mine.keys() == theirs.keys() and all(
+        element == theirs[uid].get(tag) or "BulkDataURI" in element
+        for uid, document in mine.items()
+        for tag, element in document.items()
+    )
+
+
+def _same_matches(answer: Answer, other: Answer) -> bool:
+    return _uids(answer) == _uids(other)
+
+
+def _uids(answer: Answer) -> set[tuple[str, ...]]:
+    """What was found, by the UIDs of every level that a match names."""
+    found: list[dict[str, Any]] = json.loads(bytes(answer.body))
+    return {tuple(match[tag]["Value"][0] for tag in (_STUDY, _SERIES, _SOP) if tag in match) for match in found}
 
 
 def _scaling(folder: Path, runs: int) -> None:
     with (
         segnode(folder / "few", _NOTHING) as few,
         segnode(folder / "many", _NOTHING) as many,
-        httpx.Client(timeout=60) as client,
+        _connected(few) as one,
+        _connected(many) as other,
     ):
         for node, instances in ((few, 1_000), (many, 100_000)):
             _fill(node_config(node).data / "index.sqlite", instances)
-        click.echo(f"\n{'QIDO-RS by a key, ms':<30} {'1,000':>10} {'100,000':>10} {'ratio':>7} {'goal':>5}")
+        click.echo(f"\n{'QIDO-RS by a key, ms':<58} {'1,000':>6} {'100,000':>6} {'ratio':>6} {'goal':>5}")
         for query in (
             "studies?PatientID=P0003",
             "studies?PatientName=NAME0003%5EGiven",
@@ -111,39 +273,13 @@ def _scaling(folder: Path, runs: int) -> None:
             "instances?SegmentSequence.SegmentLabel=Label%200003",
             "studies?limit=5",
         ):
-            urls = [f"{node.dicomweb}/{query}" for node in (few, many)]
-            found = [_uids(_answer(client, url)) for url in urls]
+            found = [_uids(connection.get(_path(query), _JSON)) for connection in (one, other)]
             if not found[0] or len(found[0]) != len(found[1]):
                 raise click.ClickException(f"{query}: the two nodes do not find as much")
-            small, large = _in_turn([partial(_get, client, url) for url in urls], runs)
+            requests = [partial(_seconds, connection, _path(query)) for connection in (one, other)]
+            small, large = (1e3 * used.seconds for used in in_turn(requests, runs))
             met = " " if large / small <= _GOAL else "!"
             click.echo(f"{query[:58]:<58} {small:6.1f} {large:6.1f} {large / small:6.1f}x {_GOAL:4.0f}x {met}")
-
-
-def _in_turn(requests: Sequence[Callable[[], Any]], runs: int) -> list[float]:
-    """The median milliseconds of each, made in turn."""
-    took: list[list[float]] = [[] for _ in requests]
-    for _ in range(runs):
-        for request, times in zip(requests, took, strict=True):
-            start = time.perf_counter()
-            request()
-            times.append((time.perf_counter() - start) * 1e3)
-    return [median(times) for times in took]
-
-
-def _get(client: httpx.Client, url: str) -> httpx.Response:
-    return client.get(url, headers={"Accept": "application/dicom+json"}).raise_for_status()
-
-
-def _answer(client: httpx.Client, url: str) -> list[dict[str, Any]]:
-    answer: list[dict[str, Any]] = _get(client, url).json()
-    return answer
-
-
-def _uids(answer: Sequence[dict[str, Any]]) -> set[tuple[str, ...]]:
-    """What was found, by the UIDs of every level that a match names."""
-    tags = ("0020000D", "0020000E", "00080018")
-    return {tuple(item[tag]["Value"][0] for tag in tags if tag in item) for item in answer}
 
 
 def _fill(database: Path, instances: int) -> None:

@@ -1,6 +1,8 @@
 """The processes of a running node, as the system lists them (proc(5))."""
 
+import os
 import socket
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -23,11 +25,24 @@ def post_of(process: int) -> str:
     """The post of a process of a node, for example dimse-1, or `model`; nothing for another process, or one that is gone."""
     try:
         words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+        name = Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return ""
     if "role" in words:
         return "-".join(words[words.index("role") + 1 :][:2])
-    return "model" if "--life-fd" in words else ""
+    return "model" if "--life-fd" in words and name != "model-watch" else ""
+
+
+def leads_to(process: int) -> Counter[str]:
+    """What the descriptors of a process lead to, without the numbers of pipes and sockets."""
+    found: Counter[str] = Counter()
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        found[target.partition(":[")[0] if target.startswith(("pipe:", "socket:")) else target] += 1
+    return found
 
 
 def is_alive(process: int) -> bool:
@@ -52,3 +67,36 @@ def are_gone(processes: Collection[int], ports: Collection[int]) -> bool:
 def _stat(folder: Path) -> list[str]:
     """The fields of a process from its state on; its name, which may hold anything, stands before them."""
     return (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def cpu_seconds(processes: Collection[int]) -> float:
+    """The CPU time that these, and those under them that have ended, have had, in the system's ticks of mostly 10 ms."""
+    ticks = 0
+    for process in processes:
+        with suppress(OSError):
+            ticks += sum(map(int, _stat(Path(f"/proc/{process}"))[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def forget_peak(process: int) -> None:
+    """Have `peak` count from now on (proc(5), clear_refs)."""
+    with suppress(OSError):
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+def peak(process: int) -> int:
+    """The most bytes of memory that a process has had; of one that has ended nothing."""
+    return _memory(process, "VmHWM")
+
+
+def resident(process: int) -> int:
+    """The bytes of memory that a process has now."""
+    return _memory(process, "VmRSS")
+
+
+def _memory(process: int, which: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(which)), 0)

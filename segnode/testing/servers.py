@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +23,14 @@ from segnode.config import Config, read_config
 from segnode.node import open_jobs
 from segnode.roles import ROLES, Role, die_with_parent
 from segnode.store.jobs import Job
+from segnode.testing.processes import listens
 
 _START_S: Final = 60
 _STOP_S: Final = 15
 _POLL_S: Final = 0.02
+_LOWEST_PORT: Final = 10_000
+_HIGHEST_PORT: Final = 32_000  # Linux gives clients those from 32768 on
+_BLOCK: Final = 100
 _PLUGIN_FOLDERS: Final = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
 
 
@@ -62,11 +68,25 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of loopback that nothing listens on now, and that this process has not given out for a while."""
+    for port in islice(_own_ports(), _BLOCK):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerFailed(f"none of {_BLOCK} ports of loopback is free: end what listens there")
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    """The ports of a block that no other process takes, over and over.
+
+    They lie below those that the system gives to clients: a server that starts a second later finds its port free.
+    """
+    for first in range(_LOWEST_PORT, _HIGHEST_PORT, _BLOCK):
+        with socket.socket(socket.AF_UNIX) as claim, suppress(OSError):
+            claim.bind(f"\0segnode.testing.ports.{first}")  # held as long as this process lives
+            yield from cycle(range(first, first + _BLOCK))
+    raise ServerFailed("all ports of loopback for tests are taken: end what is left of earlier tests")
 
 
 def orthanc_program() -> str | None:
@@ -125,11 +145,11 @@ def relaunch_orthanc(folder: Path, program: str) -> Iterator[Server]:
 
 @contextmanager
 def segnode(
-    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: int
+    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: object
 ) -> Iterator[Server]:
     """A serving node with its configuration and data in a folder. Raises ServerFailed.
 
-    `tables` is TOML beside `[node]`; `settings` are further keys of that: without them one process receives by DIMSE.
+    `tables` is TOML beside `[node]`; `settings` are further keys of that, as TOML: without them one process receives by DIMSE.
     """
     with launch_segnode(folder, tables, ae_title, roles, **settings) as server:
         server.await_ready()
@@ -146,7 +166,7 @@ def restarted_segnode(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def launch_segnode(
-    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: int
+    folder: Path, tables: str = "", ae_title: str = "SEGNODE", roles: Sequence[Role] = ROLES, **settings: object
 ) -> Iterator[Server]:
     """A node that may not serve yet."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +195,32 @@ def relaunch_segnode(folder: Path, roles: Sequence[Role] = ROLES) -> Iterator[Se
 def node_config(server: Server) -> Config:
     """The configuration of a segnode that was started here."""
     return read_config(server.log.parent / "segnode.toml")
+
+
+@contextmanager
+def storescp(folder: Path) -> Iterator[Server]:
+    """DCMTK's storescp, a process for each association, which writes what comes into a folder. Raises ServerFailed."""
+    program = shutil.which("storescp")
+    if program is None:
+        raise ServerFailed("DCMTK is not installed (Debian: dcmtk)")
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), folder / "storescp.log"
+    command = [program, "--fork", "--max-pdu", "131072", "-aet", "STORESCP", "-od", str(folder), str(port)]
+    with _process(command, log, {"TCP_NODELAY": "1"}) as process:
+        server = Server(process, log, "STORESCP", port, 0, lambda: listens(port))
+        server.await_ready()
+        yield server
+
+
+@contextmanager
+def bare(folder: Path) -> Iterator[Server]:
+    """A serving bare responder on the files of a folder (segnode.testing.bare). Raises ServerFailed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), folder / "bare.log"
+    with _process([sys.executable, "-m", "segnode.testing.bare", str(folder), str(port)], log, {}) as process:
+        server = Server(process, log, "", 0, port, lambda: listens(port))
+        server.await_ready()
+        yield server
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+
+from segnode.testing.answering import answering
 
 
 @dataclass
@@ -30,12 +31,6 @@ def listening() -> Iterator[Told]:
         def log_message(self, *_: object) -> None:
             """Say nothing: tests look at what it was told."""
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        told = Told(f"http://127.0.0.1:{server.server_address[1]}/hook")
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield told
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        told = Told(f"http://{address}/hook")
+        yield told

@@ -6,14 +6,32 @@ from typing import Final
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount
 
+from segnode.config import WebConfig
 from segnode.dicomweb.routes import DicomWeb
-from segnode.errors import BadRequest, JobEnded, NotAcceptable, NotFound, SegnodeError, TooLarge, UnsupportedMedia
+from segnode.dicomweb.strict_accept import StrictAccept
+from segnode.errors import (
+    BadRequest,
+    IssuerSilent,
+    JobEnded,
+    NotAcceptable,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    OutOfResources,
+    SegnodeError,
+    StillNeeded,
+    TooLarge,
+    UnsupportedMedia,
+    WrongHost,
+)
 from segnode.pipeline.assemble import image_values
 from segnode.pipeline.associations import Associations
+from segnode.pipeline.delete import Deleter
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import AnyRule
 from segnode.store.documents import Documents
@@ -27,11 +45,17 @@ _log = structlog.get_logger()
 
 HTTP_STATUS_OF: Final[Mapping[type[SegnodeError], int]] = {
     BadRequest: 400,
+    NotAuthenticated: 401,
+    NotAllowed: 403,
     NotFound: 404,
     NotAcceptable: 406,
     JobEnded: 409,
+    StillNeeded: 409,
     TooLarge: 413,
     UnsupportedMedia: 415,
+    WrongHost: 421,
+    IssuerSilent: 503,
+    OutOfResources: 503,
 }
 
 
@@ -43,19 +67,24 @@ def create_app(
     leases: Leases,
     measures: Measures,
     rules: Callable[[], Sequence[AnyRule]],
+    web: WebConfig,
 ) -> Starlette:
     """The application on one store; `rules` gives the rules as they are configured now."""
     values = image_values(receiver.index, receiver.objects.path)
-    handlers = {SegnodeError: _explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
+    handlers = {SegnodeError: explain, HTTPException: _refuse, ClientDisconnect: _nobody, Exception: _unforeseen}
+    deleter = Deleter(receiver.objects, receiver.index, documents, jobs) if web.delete else None
+    dicomweb = DicomWeb(receiver, associations, documents, deleter).routes()
+    strict = [Middleware(StrictAccept)] if web.strict_accept else []
     routes = [
-        Mount("/dicom-web", routes=DicomWeb(receiver, associations, documents).routes()),
+        Mount("/dicom-web", routes=dicomweb, middleware=strict),
         Mount("/api", routes=Api(receiver.index, jobs, rules, values, receiver.clock).routes()),
         *Health(receiver, jobs, leases, measures).routes(),
     ]
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _explain(request: Request, error: Exception) -> Response:
+def explain(request: Request, error: Exception) -> Response:
+    """The answer to a request that an error of our own has ended."""
     return _error(request, str(error), HTTP_STATUS_OF.get(type(error), 500))  # type: ignore[arg-type]
 
 

@@ -38,6 +38,12 @@ _Schema = Mapping[str, Any]
 _NO_JOB: Final = {404: "No job has an id that begins like that, or more than one has."}
 _NO_JSON: Final = {415: "The request does not say Content-Type: application/json."}
 _UNFORESEEN: Final = {500: "Unforeseen: the node's log has the details; or a label dictionary cannot be read."}
+_NOT_LET_IN: Final = {
+    401: "No key or token was shown, or one that is not valid.",
+    403: "The key or token lacks the scope: dicom.read to read, dicom.write to steer.",
+    421: "A node that asks nobody who they are answers to names of loopback only.",
+    503: "The issuer of tokens does not say with which keys it signs.",
+}
 _JOB_ID: Final = {
     "name": "id",
     "in": "path",
@@ -71,7 +77,9 @@ def openapi_document() -> Mapping[str, Any]:
             "/jobs/{id}/release": {"post": _release(job)},
             "/jobs/{id}/cancel": {"post": _cancel(job)},
         },
-        "components": {"schemas": schemas},
+        # A node may be set up to ask for neither.
+        "security": [{"bearer": []}, {}],
+        "components": {"schemas": schemas, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
 
 
@@ -149,7 +157,7 @@ def _cancel(job: _Schema) -> _Schema:
 
 def _answers(schema: _Schema, errors: Mapping[int, str]) -> _Schema:
     error = {"$ref": f"#/components/schemas/{ErrorDocument.__name__}"}
-    explained = {str(status): _answer(why, error) for status, why in {**errors, **_UNFORESEEN}.items()}
+    explained = {str(status): _answer(why, error) for status, why in {**errors, **_NOT_LET_IN, **_UNFORESEEN}.items()}
     return {"200": _answer("Done.", schema), **explained}
 
 

@@ -34,7 +34,7 @@ def found(index: Index, attributes: dict[str, str], keys: dict[str, str], *, fuz
     index.add(header, "key", 1, "digest", "made", 1.0)
     try:
         what = {path: what for path, text in keys.items() if (what := asked(path, text, fuzzy=fuzzy)) is not None}
-        return bool(index.search(Query("instances", keys=what, combines_datetimes=True), ["SOPInstanceUID"], 1).rows)
+        return bool(index.search(Query("instances", keys=what, combines_datetimes=True), ["SOPInstanceUID"], 1).object_keys)
     finally:
         index.doom_made(HEADER.sop_instance_uid)
         index.forget_doomed(["key"])

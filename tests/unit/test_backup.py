@@ -163,7 +163,7 @@ def test_object_that_is_deleted_meanwhile_leaves_the_backup(node: Node, tmp_path
     back = restored(tmp_path / "backup", tmp_path / "back")
     assert sorted(back.held()) == ["1.1", "1.3"]
     found = back.store.index.search(Query("series"), ["SeriesInstanceUID"], 10)
-    assert [row.attributes["SeriesInstanceUID"] for row in found.rows] == ["1.2.3.5"]
+    assert [*found.attributes["SeriesInstanceUID"]] == ["1.2.3.5"]
 
 
 def truncate(path: Path) -> None:

@@ -9,30 +9,43 @@ import pytest
 from segnode.config import (
     Config,
     DestinationConfig,
+    DimseConfig,
     ModelConfig,
     NodeConfig,
+    OutputConfig,
+    PeerConfig,
     RetentionConfig,
     RuleConfig,
     StorageConfig,
+    WebConfig,
     WebhookConfig,
     parse_config,
     read_config,
 )
 from segnode.errors import ConfigError
 
+KEY = f'{{ name = "viewer", hash = "sha256:{"0" * 64}", scopes = ["dicom.read"] }}'
 SHIPPED = Path(__file__).parents[2] / "conf" / "segnode.toml"
+KSERVE = '[[models]]\nname = "m"\nlabels = "threshold"\nversion = "1"\n'
 ARCHIVE = '[[destinations]]\nname = "archive"\nto = "http://archive/dicom-web"\n'
 DIMSE = '[[destinations]]\nname = "archive"\nto = "A@host:104"\n'
 SECRET = '{ env = "A" }'
 FORWARD = '[[rules]]\nwhen = { Modality = "CT" }\nsend_to = ["archive"]\n'
+PEER = '[[peers]]\nae_title = "CT1"\n'
+BY_TLS = '[node]\ndicom_tls = "127.0.0.1:2762"\n[dimse]\ncertificate = { file = "a" }\nclient_ca = "b"\n'
+MODEL = '[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"\nversion = "1"\n'
 RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
 
 
 @pytest.mark.parametrize(
     ("text", "path", "allowed"),
     [
-        ('[nod]\nae_title = "A"', "nod", "node, models, destinations, rules, storage, retention, webhooks"),
-        ('[node]\nae_titel = "A"', "node.ae_titel", "ae_title, dicom, http, data"),
+        (
+            '[nod]\nae_title = "A"',
+            "nod",
+            "node, models, output, destinations, rules, storage, retention, web, dimse, peers, webhooks",
+        ),
+        ('[node]\nae_titel = "A"', "node.ae_titel", "ae_title, dicom, dicom_tls, http, data"),
         ('[storage]\nlow_watermark = "10"', "storage.low_watermark", "10 GiB"),
         ('[storage]\non_conflict = "overwrite"', "storage.on_conflict", "keep, refuse, replace"),
         ('[retention]\nimages_after_delivery = "30 days"', "retention.images_after_delivery", "30d"),
@@ -82,6 +95,31 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         ),
         ('[[models]]\nname = "m"\nrun = "rm -rf"\nlabels = "threshold"\nversion = "1"', "models[0].run", "python:module"),
         ('[[models]]\nname = "m"\nrun = "python:m"\nlabels = "threshold"', "models[0]", "version"),
+        (KSERVE + 'run = "kserve:http://host:8000/models/m"', "models[0].run", "kserve:http(s)://host:port/v2/models/NAME"),
+        (KSERVE + 'run = "kserve:http://user:hidden@host/v2/models/m"', "models[0].run", "seen in logs"),
+        (KSERVE + 'run = "kserve:http://:8000/v2/models/m"', "models[0].run", "is no URL"),
+        (KSERVE + 'run = "kserve:http://host/v2/models/m"\nwindow = [0, 1, 1]', "models[0].window[0]", ">= 1"),
+        (KSERVE + 'run = "kserve:http://host/v2/models/m"\noverlap = 1', "models[0].overlap", "< 1"),
+        (KSERVE + 'run = "kserve:http://host/v2/models/m"\nthreshold = 0.5', "models[0].threshold", "greatest score"),
+        (KSERVE + 'run = "kserve:http://host/v2/models/m"\nnetwork = false', "models[0].network", "by the network"),
+        (KSERVE + 'run = "python:m"\nwindow = [64, 64, 64]', "models[0].window", "for kserve: alone"),
+        ('[output]\nmanufacturer = "A\\\\B"', "output.manufacturer", "regex"),
+        ("[output]\nseries_number = -1", "output.series_number", ">= 0"),
+        ('[output]\nuid_root = "1.2.840.10008.5"', "output.uid_root", "1.2.826.0.1.3680043.10.1"),
+        ('[output]\nuid_root = "2.25"', "output.uid_root", "2.25"),
+        ('[output]\nuid_root = "2.25.123"', "output.uid_root", "2.25"),
+        ('[output]\nuid_root = "1.2.03"', "output.uid_root", "leading zeros"),
+        ('[output]\nuid_root = "1.40.3"', "output.uid_root", "allowed"),
+        ('[output]\nuid_root = "1.2.3."', "output.uid_root", "dots"),
+        ('[output]\nuid_root = "1.2.34567890123456789012345678901234"', "output.uid_root", "35 characters"),
+        (MODEL + 'orientation = "RAP"', "models[0].orientation", "one of R or L, of A or P and of S or I"),
+        (MODEL + 'orientation = "ras"', "models[0].orientation", "as RAS"),
+        (MODEL + "spacing = [1.5, 1.5]", "models[0].spacing", "length 3"),
+        (MODEL + "spacing = [1.5, 1.5, 0]", "models[0].spacing", "> 0"),
+        (MODEL + "spacing = [1.5, 1.5, inf]", "models[0].spacing", "millimetres"),
+        (MODEL + 'grid = "mine"', "models[0].grid", "source, own"),
+        (MODEL + 'input = "planar"\norientation = "RAS"', "models[0].orientation", "planar images have no place"),
+        (MODEL + "threshold = 2.0", "models[0].threshold", "<= 1"),
         ('[[rules]]\nwhen = { Modalty = "CT" }\nmodel = "threshold"', "rules[0].when.Modalty", "Modality"),
         ('[[rules]]\nwhen = { Rows = 3 }\nmodel = "threshold"', "rules[0].when.Rows", "{ min = 1, max = 2 }"),
         ('[[rules]]\nwhen = { Rows = { min = 1, present = true } }\nmodel = "threshold"', "rules[0].when.Rows", "{ not = "),
@@ -111,6 +149,43 @@ RULE = '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\n'
         (RULE + 'ask = "archive"', "rules[0].ask", 'expect = "find"'),
         (RULE + 'expect = "find"\nask = "archive"', "rules[0].ask", "there are no [[destinations]]"),
         (ARCHIVE + RULE + 'expect = "find"\nask = "archiv"', "rules[0].ask", "allowed: archive"),
+        ('[node]\ndicom = "0.0.0.0:104"', "node.dicom", "[[peers]]"),
+        ('[node]\ndicom_tls = "[::]:2762"\n[dimse]\ncertificate = { file = "a" }', "node.dicom_tls", "accept_any"),
+        ('[node]\ndicom_tls = "127.0.0.1:2762"', "node.dicom_tls", "dimse.certificate"),
+        ('[dimse]\ncertificate = { file = "a" }', "node.dicom_tls", "dimse.certificate"),
+        ('[dimse]\nclient_ca = "a"', "dimse.client_ca", "dimse.certificate"),
+        ('[dimse]\nae_titles = ["SEG", "SEGNODE"]', "dimse.ae_titles[1]", "node.ae_title"),
+        ('[dimse]\nae_titles = ["SEVENTEENLETTERSS"]', "dimse.ae_titles[0]", "1 to 16"),
+        ('[dimse]\nprivate_sop_classes = ["1.2.x"]', "dimse.private_sop_classes[0]", "digits and dots"),
+        ('[dimse]\nprivate_sop_classes = ["1.2.840.10008.1.1"]', "dimse.private_sop_classes[0]", "DICOM's own"),
+        ("[dimse]\nmax_associations = 0", "dimse.max_associations", ">= 1"),
+        ("[dimse]\nartim = 0", "dimse.artim", "> 0"),
+        (PEER + "hosts = []", "peers[0].hosts", ">= 1"),
+        (PEER + 'hosts = ["ct1.example"]', "peers[0].hosts[0]", "10.1.2.0/24"),
+        (PEER + 'hosts = ["10.1.2.3/8"]', "peers[0].hosts[0]", "host bits set"),
+        (PEER + 'hosts = ["::1"]\nmay = ["fly"]', "peers[0].may[0]", "store, query, retrieve, commit"),
+        (PEER + 'hosts = ["::1"]\ncertificate_subject = "CN=a"', "peers[0].certificate_subject", "dimse.client_ca"),
+        (PEER + 'hosts = ["::1"]\n' + PEER + 'hosts = ["::1"]', "peers[1]", "once"),
+        (BY_TLS + PEER + 'hosts = ["::1"]\ncertificate_subject = "a"', "peers[0].certificate_subject", "CN=CT1,O=Hospital"),
+        ('[node]\nhttp = "0.0.0.0:80"', "node.http", "segnode key"),
+        ('[node]\nhttp = "[::]:80"', "node.http", "listen on 127.0.0.1"),
+        ('[node]\nhttp = "node.example:80"', "node.http", "segnode key"),
+        ('[node]\nhttp = "0.0.0.0:80"\n[web]\nplain_http = true', "node.http", "segnode key"),
+        ('[node]\nhttp = "0.0.0.0:80"\n[web]\ncertificate = { file = "a" }', "node.http", "client_ca"),
+        (f'[node]\nhttp = "0.0.0.0:80"\n[web]\napi_keys = [{KEY}]', "node.http", "web.plain_http = true"),
+        (f"[web]\napi_keys = [{KEY}, {KEY}]", "web.api_keys[1]", "once"),
+        (f"[web]\napi_keys = [{KEY.replace('dicom.read', 'read')}]", "web.api_keys[0].scopes[0]", "dicom.read, dicom.write"),
+        ("[web]\napi_keys = [" + KEY.replace('"dicom.read"', "") + "]", "web.api_keys[0].scopes", ">= 1"),
+        (f"[web]\napi_keys = [{KEY.replace('scopes', 'scope')}]", "web.api_keys[0].scope", "name, hash, scopes"),
+        (f"[web]\napi_keys = [{KEY.replace('sha256:', 'md5:')}]", "web.api_keys[0].hash", "segnode key viewer"),
+        ('[web]\noidc = { issuer = "http://login.example", audience = "a" }', "web.oidc.issuer", "https://"),
+        ('[web]\noidc = { issuer = "https://login.example" }', "web.oidc", "audience"),
+        ('[web]\noidc = { issuer = "http://[::1]:8", audience = "a", ca = "b" }', "web.oidc.ca", "TLS"),
+        ('[web]\nclient_ca = "ca.pem"', "web.client_ca", "web.certificate"),
+        ('[web]\nplain_http = true\ncertificate = { file = "a" }', "web.plain_http", "leave one"),
+        ('[web]\norigins = ["*"]', "web.origins[0]", "http(s)://host"),
+        ('[web]\norigins = ["https://viewer.example/"]', "web.origins[0]", "without a path"),
+        ('[web]\norigin = "https://viewer.example"', "web.origin", "origins"),
         ("[node", "not TOML", ""),
     ],
 )
@@ -145,6 +220,31 @@ def test_secret_in_the_file_is_refused_and_not_repeated(table: str, key: str) ->
     with pytest.raises(ConfigError, match=f"^{re.escape(f'destinations[0].{key}')}: ") as error:
         parse_config(f'[[destinations]]\nname = "archive"\n{table}\n', Path())
     assert "hidden" not in str(error.value)
+
+
+def test_key_in_place_of_its_hash_is_not_repeated() -> None:
+    """Whoever puts the key itself into the file does not find it in an error as well."""
+    with pytest.raises(ConfigError, match=re.escape("web.api_keys[0].hash")) as error:
+        parse_config('[web]\napi_keys = [{ name = "a", hash = "segnode_hidden", scopes = ["dicom.read"] }]', Path())
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("http", "web"),
+    [
+        ("127.0.0.1:80", ""),
+        ("127.9.9.9:80", ""),
+        ("localhost:80", ""),
+        ("[::1]:80", ""),
+        ("0.0.0.0:80", f"api_keys = [{KEY}]\nplain_http = true"),
+        ("node.example:80", f'api_keys = [{KEY}]\ncertificate = {{ file = "a" }}'),
+        ("[::]:80", 'oidc = { issuer = "https://a", audience = "b" }\ncertificate = { file = "a" }'),
+        ("0.0.0.0:80", 'client_ca = "ca.pem"\ncertificate = { file = "a" }'),
+    ],
+)
+def test_ways_to_let_others_in(http: str, web: str) -> None:
+    """Loopback needs nothing; elsewhere a key, an issuer or certificates, and TLS or the permission to do without."""
+    assert parse_config(f'[node]\nhttp = "{http}"\n[web]\n{web}', Path()).node.http == http
 
 
 def test_keys_that_a_kind_of_destination_has() -> None:
@@ -221,11 +321,15 @@ def test_shipped_file_is_read_and_holds_every_key() -> None:
     for table, kind in (
         ("node", NodeConfig),
         ("models", ModelConfig),
+        ("output", OutputConfig),
         ("destinations", DestinationConfig),
         ("rules", RuleConfig),
         ("storage", StorageConfig),
         ("retention", RetentionConfig),
         ("webhooks", WebhookConfig),
+        ("web", WebConfig),
+        ("dimse", DimseConfig),
+        ("peers", PeerConfig),
     ):
         assert set(shown[table]) == set(kind.__struct_fields__)
     keys = [line for line in SHIPPED.read_text().splitlines() if " = " in line and not line.startswith("#")]

@@ -345,6 +345,16 @@ def test_destination_has_no_more_associations_than_it_may(tmp_path: Path) -> Non
     assert night.dispatch.due(night.now) == chosen
 
 
+def test_what_is_due_longest_is_attempted_first(tmp_path: Path) -> None:
+    """Where not all can be attempted at once it is no matter how an archive is called."""
+    night = night_of(tmp_path, "b", "a")
+    night.jobs.cancel("j", night.now)
+    for name in ("b", "a"):
+        night.owe(name, job=f"for {name}")
+        night.now += 1
+    assert [attempt.destination for attempt in night.dispatch.due(night.now)] == ["b", "a"]
+
+
 def item(uid: str, reason: int | None = None) -> dict:
     """An item of a STOW response."""
     return {"00081155": {"vr": "UI", "Value": [uid]}} | ({"00081197": {"vr": "US", "Value": [reason]}} if reason else {})

@@ -1,13 +1,18 @@
 """Identifiers, matching, DICOM JSON and colours."""
 
+import json
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from pydicom import Dataset
 
-from segnode.dicom.json import attributes_json
+from segnode.dicom.json import attributes_json, members
+from segnode.dicom.json import objects as objects_json
 from segnode.dicom.matching import matches
-from segnode.dicom.uids import derived_digest, derived_uid, is_uid, uid_name
+from segnode.dicom.uids import derived_digest, derived_uid, is_uid, root_of, uid_name
 from segnode.seg.colour import recommended_cielab, srgb
 
 
@@ -36,6 +41,14 @@ def test_derived_uid_depends_on_every_part_and_nothing_else() -> None:
     assert derived_digest(["a", "b"]) != derived_digest("a", "b")
     assert is_uid(derived_uid("a"))
     assert derived_uid("a").startswith("2.25.")
+
+
+@given(st.from_regex(r"[12](\.(0|[1-9][0-9]{0,9})){1,4}", fullmatch=True).filter(lambda root: len(root) <= 35), st.text())
+def test_derived_uid_under_a_root_is_one_of_that_root(root: str, part: str) -> None:
+    """A valid UID that begins with the root and a dot, the same at every time."""
+    uid = derived_uid(part, root=root)
+    assert is_uid(uid)
+    assert (root_of(uid), uid) == (root, derived_uid(part, root=root))
 
 
 def test_uid_name_knows_the_label_map_class() -> None:
@@ -72,6 +85,19 @@ def test_json_is_what_pydicom_reads() -> None:
     assert (dataset.Rows, dataset.ImageType, dataset.SliceThickness) == (512, ["ORIGINAL", "PRIMARY"], 2.5)
     assert (dataset.StudyDate, dataset.SeriesNumber) == ("", 3)
     assert list(document) == sorted(document)
+
+
+def test_members_of_many_are_those_of_each() -> None:
+    """Texts of the attributes of several objects are what each of these has by itself, in the same order."""
+    objects = [
+        {"SOPInstanceUID": f"1.{number}", "PatientName": name, "ImageType": "A\\B", "InstanceNumber": str(number)}
+        for number, name in enumerate(('A"^B', "", "A=山^太"))
+    ]
+    texts = members({keyword: [each[keyword] for each in objects] for keyword in objects[0]})
+    documents = [json.loads(b"{" + b",".join(some) + b"}") for some in texts]
+    assert documents == [attributes_json(each) for each in objects]
+    assert [json.loads(each) for each in objects_json({k: [each[k] for each in objects] for k in objects[0]})] == documents
+    assert list(documents[0]) == sorted(documents[0])
 
 
 @pytest.mark.parametrize("rgb", [(197, 165, 145), (255, 0, 0), (0, 255, 0), (12, 34, 240), (0, 0, 0), (255, 255, 255)])

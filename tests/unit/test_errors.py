@@ -22,13 +22,15 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 def test_every_refusal_has_one_status(kind: type[errors.Refusal]) -> None:
     """Each refusal of an object maps to a failure status of C-STORE, which is STOW's failure reason too."""
     status = STATUS_OF[kind]
-    assert meaning_of(status) in ("later", "form", "there")
+    assert meaning_of(status) in ("later", "form", "there", "never")
 
 
 def test_what_the_web_answers_is_an_error_of_the_tree() -> None:
-    """The HTTP table names errors of the tree, with client errors only."""
+    """The HTTP table names errors of the tree: those of the client, and what it may try again later."""
     assert set(HTTP_STATUS_OF) <= set(TREE)
-    assert all(400 <= status < 500 for status in HTTP_STATUS_OF.values())
+    later = {errors.OutOfResources, errors.IssuerSilent}
+    assert {kind for kind, status in HTTP_STATUS_OF.items() if status == 503} == later
+    assert all(400 <= status < 500 for kind, status in HTTP_STATUS_OF.items() if kind not in later)
 
 
 @pytest.mark.parametrize("kind", TREE)

@@ -1,7 +1,8 @@
 """What the SEG of all images says of the one it replaces; with a labelmap and a clock in the hand."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 
+from segnode.config import OutputConfig
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.encode import Encoder
+from segnode.pipeline.encode import Encoder, Maker
 from segnode.pipeline.labelmaps import Labelmaps, Returned
 from segnode.pipeline.placement_proof import model_labels, source_header
 from segnode.pipeline.receive import Receiver
@@ -73,7 +75,7 @@ class Node:
 
     def decide(self, rule: Rule) -> str:
         """Decide on all images; the job."""
-        content = content_digest(image.sop_instance_uid for image in self.receiver.index.images(self.series))
+        content = content_digest(image.content for image in self.receiver.index.images(self.series))
         decision = decision_of(self.series, content, rule)
         self.jobs.decide(decision, self.now)
         return decision.id
@@ -88,7 +90,7 @@ def node(tmp_path: Path, phantom: Phantom) -> Node:
     jobs = Jobs(open_database(tmp_path / "pipeline.sqlite"))
     receiver = Receiver(objects, index, Meter("worker"), "SEGNODE", 0, lambda: node.now)
     assembler, labelmaps = Assembler(objects, index), Labelmaps(tmp_path / "work")
-    encoder = Encoder(assembler, receiver, jobs, labelmaps, "SEGNODE", b"secret", lambda: node.now)
+    encoder = Encoder(assembler, receiver, jobs, labelmaps, Maker("SEGNODE", OutputConfig(), b"secret"), lambda: node.now)
     node = Node(receiver, jobs, encoder, images, str(images[0].SeriesInstanceUID))
     return node
 
@@ -109,6 +111,19 @@ def test_results_of_a_rule_and_a_series_are_one_series(node: Node) -> None:
     assert [seg.InstanceNumber for seg in segs] == [1, 2, 3]
     assert [replaced_by(seg) for seg in segs] == [[], [segs[0].SOPInstanceUID], [segs[1].SOPInstanceUID]]
     assert len(node.jobs.replacements()) == 3
+
+
+def test_result_of_an_image_that_was_replaced_is_replaced(node: Node) -> None:
+    """Of the same UIDs, with one that is another object now, another SEG is made, which says what it takes the place of."""
+    node.receiver = replace(node.receiver, on_conflict="replace")
+    again = deepcopy(node.images[0])
+    again.PixelData = again.PixelData[::-1]
+    node.receive(8)
+    first = node.make()
+    node.hold(again, node.receiver.receive)
+    second = node.make()
+    assert second.SOPInstanceUID != first.SOPInstanceUID
+    assert replaced_by(second) == [first.SOPInstanceUID]
 
 
 def test_highdicom_reads_what_replaces_another(node: Node) -> None:

@@ -86,9 +86,10 @@ def test_release_sends_what_was_looked_at(tmp_path: Path, ct: Path) -> None:
 
 def again(node: Node, job: Job) -> Job:
     """Do what the worker does with jobs that wait."""
-    assert [id_ for id_, _ in node.jobs.waiting()] == [job.id]
-    if node.stages.infer(job.id):
+    assert [each.id for each in node.jobs.waiting()] == [job.id]
+    if node.stages.infer(job.id, 0):
         node.stages.encode(job.id)
+        node.stages.clear(job.id)
     return node.jobs.job(job.id)
 
 

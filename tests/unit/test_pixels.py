@@ -1,6 +1,7 @@
 """PixelData of segmentations: real files, frames across bytes, fragments, and files that do not hold what they declare."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLSLossl
 from segnode.dicom.transfer_syntaxes import ENCAPSULATED_UNCOMPRESSED
 from segnode.errors import UnreadablePixels
 from segnode.seg.codecs import CODECS, FrameShape, jpeg_ls, native, rle
-from segnode.seg.pixels import encode_frames, frames_of, pixel_data, read_frames
+from segnode.seg.pixels import MadeFrames, encode_frames, frames_of, one_by_one, pixel_data, read_frames
 
 ITEM = struct.Struct("<HHI")
 
@@ -25,7 +26,7 @@ def test_every_encoding_of_a_file_has_the_same_frames(name: str, sample) -> None
     frames = frames_of(dataset)
     assert len(frames) == 3
     np.testing.assert_array_equal(frames.all(), expected)
-    np.testing.assert_array_equal(frames.some([2, 0]), expected[[2, 0]])
+    np.testing.assert_array_equal(frames.some([2, 0])[0], expected[[2, 0]])
     for index in range(3):
         np.testing.assert_array_equal(frames.decode(index), expected[index])
         np.testing.assert_array_equal(frames.packed(index), np.packbits(expected[index], bitorder="little"))
@@ -50,11 +51,39 @@ def test_frames_come_back(codec, shape: tuple[int, int, int]) -> None:
         read = read_frames(data, codec.transfer_syntax_uid, FrameShape(*shape[1:], bits), shape[0], "OB")
         assert read.nbytes == frames.nbytes
         np.testing.assert_array_equal(read.all(), frames)
-        np.testing.assert_array_equal(read.some([5, 0, 5]), frames[[5, 0, 5]])
+        some, largest = read.some([5, 0, 5])
+        np.testing.assert_array_equal(some, frames[[5, 0, 5]])
+        assert largest == some.max()
         np.testing.assert_array_equal([read.decode(index) for index in range(shape[0])], frames)
         if bits == 1:
             packed = [np.packbits(frame, bitorder="little") for frame in frames]
             np.testing.assert_array_equal([read.packed(index) for index in range(shape[0])], packed)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(3, 5), (16, 8)])
+def test_frame_that_is_the_one_before_it_is_encoded_once(dtype: type, shape: tuple[int, int]) -> None:
+    """Every frame has the codestream that it has on its own, and is read; of a run all but the first are not encoded."""
+    kinds = np.random.default_rng(2).integers(0, 2, (3, *shape)).astype(dtype)
+    runs = [(0, 1), (1, 7), (0, 20), (2, 1), (1, 2)]
+    frames = kinds[[kind for kind, length in runs for _ in range(length)]]
+    encoded: list[bytes] = []
+
+    def encode(frame: np.ndarray) -> bytes:
+        encoded.append(rle.encode(frame))
+        return encoded[-1]
+
+    counting = replace(CODECS["rle"], encode=encode)
+    assert encode_frames(frames, counting) == [rle.encode(frame) for frame in frames]
+    assert len(encoded) == len(runs)
+    bits = 1 if dtype is bool else np.dtype(dtype).itemsize * 8
+    read = read_frames(pixel_data(frames, counting), RLELossless, FrameShape(*shape, bits), len(frames), "OB")
+    for order in (range(31), range(30, -1, -1), [5, 5, 0, 6, 5, 28, 28]):
+        some, largest = read.some(order)
+        np.testing.assert_array_equal(some, frames[order])
+        assert largest == some.max()
+    made = MadeFrames(frames.dtype, len(frames), one_by_one(frames.__getitem__))
+    assert encode_frames(made, CODECS["rle"]) == encode_frames(frames, CODECS["rle"])
 
 
 def test_big_endian_words_are_swapped() -> None:

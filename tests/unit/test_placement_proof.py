@@ -14,16 +14,17 @@ import pytest
 from msgspec import structs
 from pydicom import Dataset, dcmread
 
-from segnode.config import parse_config
+from segnode.config import OutputConfig, parse_config
 from segnode.dicom.codes import Code
 from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
 from segnode.errors import Misplaced
 from segnode.models import Result, threshold
 from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.encode import Encoder
+from segnode.pipeline.encode import Encoder, Maker
 from segnode.pipeline.infer import Inferrer
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.placement_proof import SourceHeader, model_labels, require_images_in_volume, require_placed, source_header
+from segnode.pipeline.ports import Run
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import Rule, documents, resolve_rules
 from segnode.pipeline.sweep import content_digest, decision_of
@@ -51,6 +52,7 @@ class Node:
     model: Callable[[Volume], Result] = threshold.segment
     keys: str = ""
     labels: str = "threshold"
+    output: OutputConfig = OutputConfig()  # noqa: RUF009  it is frozen
     returned: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,8 @@ class Node:
         self.receiver = Receiver(self.objects, self.index, Meter("web"), "SEGNODE", 0, lambda: 1.0)
         assembler = Assembler(self.objects, self.index)
         inferrer = Inferrer(assembler, self.jobs, {("m", "1"): self._run}, self.labelmaps, lambda: 1.0)
-        encoder = Encoder(assembler, self.receiver, self.jobs, self.labelmaps, "SEGNODE", b"secret", lambda: 1.0)
+        maker = Maker("SEGNODE", self.output, b"secret")
+        encoder = Encoder(assembler, self.receiver, self.jobs, self.labelmaps, maker, lambda: 1.0)
         nobody = None
         self.stages = Stages(inferrer, encoder, nobody, nobody, self.jobs, Meter("worker"), lambda: 1.0)  # type: ignore[arg-type]
 
@@ -85,7 +88,7 @@ class Node:
         """A job of the images of a series that came; its id."""
         self.jobs.load_rules(documents([self.rule]), 1.0)
         series = str(images[0].SeriesInstanceUID)
-        content = content_digest(image.sop_instance_uid for image in self.index.images(series))
+        content = content_digest(image.content for image in self.index.images(series))
         decision = decision_of(series, content, self.rule)
         self.jobs.decide(decision, 1.0)
         return decision.id
@@ -94,8 +97,9 @@ class Node:
         """Receive the images of a series, and do all that follows up to what is owed."""
         self.receive(images)
         job_id = self.decide(images)
-        if self.stages.infer(job_id):
+        if self.stages.infer(job_id, 0):
             self.stages.encode(job_id)
+            self.stages.clear(job_id)
         return self.jobs.job(job_id)
 
     def seg(self, job: Job) -> Path:
@@ -114,8 +118,10 @@ class Node:
         """What was received."""
         return [dcmread(path, stop_before_pixels=True) for path in (self.folder / "objects").glob("??/??/*")]
 
-    def _run(self, volume: Volume) -> Result:
+    def _run(self, volume: Volume, run: Run) -> Result:  # noqa: ARG002  it has nothing to tell
         result = self.model(volume)
+        if len(result.layers) > 1 or result.affine is not None:
+            return result
         self.returned = dict(zip(volume.sop_instance_uids, np.asarray(result.labelmap), strict=True))
         return result
 
@@ -274,6 +280,19 @@ def test_two_patients_under_one_study(tmp_path: Path, ct: Path) -> None:
         assert (job.state, "name different patients" in job.error) == ("failed", True)
 
 
+def test_another_series_that_is_deleted_meanwhile(tmp_path: Path, ct: Path) -> None:
+    """One whose file is gone between its row and the look at it is in nobody's way."""
+    node = Node(tmp_path)
+    images = images_in(ct)
+    other = deepcopy(images[0])
+    other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = other.SeriesInstanceUID = "1.2.5"
+    node.receive([other])
+    (held,) = node.index.images("1.2.5")
+    node.objects.delete(held.object_key)
+    job = node.run(images)
+    assert (job.state, job.error) == ("delivered", "")
+
+
 @pytest.mark.parametrize("patient", ["Zoë 1 ", ""])
 def test_another_series_of_the_patient(tmp_path: Path, ct: Path, patient: str) -> None:
     """Series that name one patient, in whatever characters, or none, are in nobody's way."""
@@ -335,14 +354,14 @@ FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_between_model_and_encoder(tmp_path: Path, ct: Path, fault: str) -> None:
-    """A labelmap that is changed in its file after the model fails its job; nothing is held, nothing is owed."""
+    """A labelmap that is another when it is encoded fails its job; nothing is held, nothing is owed."""
     node = Node(tmp_path)
     images = images_in(ct)
     node.receive(images)
     job_id = node.decide(images)
-    assert node.stages.infer(job_id)
-    path = tmp_path / "work" / f"{job_id}.npy"
-    np.save(path, FAULTS[fault](np.load(path)).astype(np.uint8))
+    assert node.stages.infer(job_id, 0)
+    kept = node.labelmaps
+    kept.save(job_id, FAULTS[fault](kept.load(job_id)).astype(np.uint8), kept.returned(job_id))
     assert not node.stages.encode(job_id)
     job = node.jobs.job(job_id)
     assert (job.state, job.deliveries, node.made()) == ("failed", (), [])
@@ -415,6 +434,16 @@ def case(ct: Path) -> Case:
     returned = np.zeros(301, np.int64)
     returned[[1, 2, 300]] = 5, 7, 300
     return Case(slices, returned[numbers], numbers)
+
+
+def test_segment_that_was_returned_and_is_not_described(case: Case) -> None:
+    """A SEG without an entry that the model returned is found, though it is right in all that it says."""
+    without = LabelDictionary(DICTIONARY.segment[:1] + DICTIONARY.segment[2:])
+    numbers = np.where(case.numbers == 2, 0, case.numbers).astype(np.uint16)
+    part10 = case.write(numbers, dictionary=without)
+    labels = model_labels(case.returned, [str(image.SOPInstanceUID) for image in case.slices.images])
+    with pytest.raises(Misplaced, match="does not describe a segment of 120 voxels"):
+        require_placed(dcmread(BytesIO(part10)), case.headers, labels, without)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -57,17 +57,17 @@ def test_what_a_viewer_asks_for() -> None:
     )
     named = {"StudyDescription", "ReferringPhysicianName", "PatientBirthDate", "PatientName", "PatientID"}
     assert (wanted.limit, wanted.offset, wanted.fields) == (101, 0, named)
-    assert (wanted.ignored, wanted.unsupported) == ([], [])
+    assert wanted.ignored == []
 
 
 def test_what_is_not_known_is_said() -> None:
-    """Keys that are not matched at the level, fields that PS3.6 does not have, and matching that is not done."""
+    """Keys that are not matched at the level, fields that PS3.6 does not have."""
     wanted = parse_search(
         "studies",
         {},
-        [("PatientAge", "3"), ("Modality", "CT"), ("includefield", "Nonsense,all"), ("emptyvaluematching", "true")],
+        [("PatientAge", "3"), ("Modality", "CT"), ("includefield", "Nonsense,all")],
     )
-    assert (wanted.ignored, wanted.unsupported) == (["PatientAge", "Modality", "Nonsense"], ["emptyvaluematching"])
+    assert wanted.ignored == ["PatientAge", "Modality", "Nonsense"]
     assert wanted.fields is None
 
 

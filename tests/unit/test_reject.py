@@ -66,6 +66,7 @@ def node(tmp_path: Path) -> Node:
     seg.PatientName, seg.PatientID, seg.PatientBirthDate, seg.PatientSex = "Some^Body", "4711", "", "O"
     seg.StudyDate, seg.StudyTime, seg.StudyID, seg.AccessionNumber, seg.ReferringPhysicianName = "20260101", "", "", "", ""
     seg.DeviceSerialNumber, seg.SoftwareVersions = "SEGNODE", "1"
+    seg.Manufacturer = seg.ManufacturerModelName = "segnode"
     with objects.spool() as spool:
         spool.write(encode_part10(seg, ExplicitVRLittleEndian))
         spool.complete()

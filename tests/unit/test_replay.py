@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from segnode.cli import main
-from segnode.config import read_config
+from segnode.config import WebConfig, read_config
 from segnode.dicom.header import Header
+from segnode.dicom.uids import derived_digest
 from segnode.errors import LabelError, NotFound
 from segnode.node import open_index, open_jobs
 from segnode.pipeline.assemble import image_values
@@ -30,6 +31,7 @@ from segnode.store.jobs import Job, Jobs
 from segnode.store.leases import Lease, Leases
 from segnode.store.measures import Measures, Meter
 from segnode.store.objects import ObjectStore
+from segnode.testing.phantom import write_ct
 from segnode.web.app import create_app
 from tests.unit.test_sweep import ask_nobody
 
@@ -52,6 +54,11 @@ model = "m"
 """
 
 
+def key_of(sop: str) -> str:
+    """The key of the object of an image."""
+    return derived_digest(sop)[:32]
+
+
 @dataclass
 class Node:
     """The rows of a node that does not run, its configuration, and a clock that stands where it is set."""
@@ -69,7 +76,7 @@ class Node:
     def receive(self, sop: str, series: str = "1.3", modality: str = "CT") -> None:
         """An image comes in now."""
         header = replace(HEADER, sop_instance_uid=sop, series_instance_uid=series, attributes={"Modality": modality})
-        self.index.add(header, f"key {sop}", 1, "digest", "received", self.now)
+        self.index.add(header, key_of(sop), 1, "digest", "received", self.now)
 
     def sweep(self) -> list[Job]:
         """Sweep now, as a worker with the configuration's rules; all jobs after that."""
@@ -109,7 +116,7 @@ def test_series_that_came_before_its_rules(node: Node) -> None:
         (rule.digest[:12], "m 1", "waiting", True) for rule in node.rules[:2]
     ]
     assert {job.id for job in node.jobs.all()} == {r.id for r in replayed}
-    assert {id_ for id_, _ in node.jobs.waiting()} == {r.id for r in replayed}
+    assert {job.id for job in node.jobs.waiting()} == {r.id for r in replayed}
 
 
 def test_replay_and_sweep_make_the_same_job(node: Node) -> None:
@@ -133,6 +140,16 @@ def test_image_that_comes_later_makes_another_job(node: Node) -> None:
     node.receive("1.5")
     (second, _) = node.replay()
     assert (second.made, second.id != first.id) == (True, True)
+
+
+def test_replay_of_images_that_are_asked_for_as_stat(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs are made before those of others, as if the images had come now."""
+    monkeypatch.chdir(node.file.parent)
+    image, _ = write_ct(node.file.parent / "ct", 2, 16, RequestedProcedurePriority="STAT").folder.iterdir()
+    image.rename(key_of("1.1"))
+    node.receive("1.1")
+    node.replay()
+    assert [job.stat for job in node.jobs.all()] == [True, True]
 
 
 def test_replay_of_a_job_that_exists_says_its_state(node: Node) -> None:
@@ -262,10 +279,14 @@ def test_document_of_a_job_as_a_person_reads_it(node: Node) -> None:
     job_id = node.replay()[0].id
     node.jobs.owe(job_id, "2.25.1", ["archive"], node.now)
     (job,) = (job_document(job, node.index) for job in node.jobs.all() if job.id == job_id)
+    prints = node.file.parent / "segnode-data" / "work" / "jobs" / job_id / "prints.log"
+    prints.parent.mkdir(parents=True)
+    prints.touch()
     said = node.run("show", job_id).stdout
     assert [f"{stage.at}  {stage.state}\n" in said for stage in job.stages] == [True, True]
     assert "to archive: waiting , 0 attempt(s)\n    next attempt: 1970-01-01T00:01:40.000+00:00\n" in said
-    assert json.loads(node.run("show", job_id, "--json").stdout)["deliveries"][0]["destination"] == "archive"
+    document = json.loads(node.run("show", job_id, "--json").stdout)
+    assert (document["deliveries"][0]["destination"], document["prints"]) == ("archive", str(prints))
     assert [job["id"] for job in json.loads(node.run("--json", "--state", "delivering").stdout)] == [job_id]
 
 
@@ -282,7 +303,9 @@ def test_broken_rules_are_an_error_of_the_api(node: Node, tmp_path: Path, error:
     )
     engine = open_database(tmp_path / "index.sqlite")
     associations = Associations(node.index, Lease("a" * 12, "test"))
-    application = create_app(receiver, associations, Documents(engine), node.jobs, Leases(engine), Measures(engine), rules)
+    application = create_app(
+        receiver, associations, Documents(engine), node.jobs, Leases(engine), Measures(engine), rules, WebConfig()
+    )
     transport = httpx.ASGITransport(application, raise_app_exceptions=False)
 
     async def post() -> httpx.Response:

@@ -48,6 +48,18 @@ def test_the_codecs_on_offer_are_those_that_there_are() -> None:
     assert set(CODECS) == set(seg_cli._CODECS)
 
 
+def test_a_command_loads_nothing_that_only_pydicom_has_a_use_for(liver: Path, tmp_path: Path) -> None:
+    """Requests and Pillow take a tenth of a conversion to load; afterwards they can be imported as ever."""
+    words = ["seg", "convert", str(liver), str(tmp_path / "out.dcm")]
+    program = (
+        f"import sys; from segnode.cli import main; sys.argv[1:] = {words}\n"
+        "try: main()\nfinally: print(*sys.modules); import requests, PIL.Image"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert not set(result.stdout.split()) & {"requests", "PIL"}
+    assert (tmp_path / "out.dcm").exists()
+
+
 def test_info_tells_what_is_in_a_file(liver: Path) -> None:
     """In words and as JSON, with volumes."""
     result = run("info", liver)

@@ -4,17 +4,21 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import QueuePool
 from sqlalchemy.exc import IntegrityError
 
 from segnode.dicom.header import Header
 from segnode.dicom.query import Exactly, Query, asked
 from segnode.errors import JobEnded, NotFound, OutOfResources
+from segnode.pipeline.job_document import job_document, progress_line
+from segnode.store.commitments import Commitments, Reference, Report
 from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.store.index import Index
 from segnode.store.jobs import Decision, Jobs, Taken
 from segnode.store.leases import Lease
@@ -42,6 +46,20 @@ def add(index: Index, sop: str, now: float, key: str | None = None, series: str 
     """Add an object; the key of the one that is held then."""
     header = replace(HEADER, sop_instance_uid=sop, series_instance_uid=series, attributes={**HEADER.attributes, **attributes})
     return index.add(header, key or f"key {sop}", 10, "digest", "received", now).object_key
+
+
+def test_progress_is_that_of_the_run_which_goes_on(jobs: Jobs, index: Index) -> None:
+    """What a model said stays with its job until it runs anew; of a job that is not with its model nothing is kept."""
+    jobs.decide(DECISION, 1.0)
+    jobs.progress("j", 0.1, "too early")
+    assert progress_line(job_document(jobs.job("j"), index)) == ""
+    jobs.enter("j", "inferring", 2.0)
+    jobs.progress("j", 0.42, "second fold")
+    jobs.enter("j", "encoding", 3.0)
+    jobs.progress("j", 0.9, "too late")
+    assert progress_line(job_document(jobs.job("j"), index)) == "42% second fold"
+    jobs.enter("j", "inferring", 4.0)
+    assert job_document(jobs.job("j"), index).progress is None
 
 
 def test_object_is_where_its_key_says_and_the_spool_is_empty(tmp_path: Path) -> None:
@@ -198,8 +216,7 @@ def test_search_matches_as_dicom_does(index: Index, keys: dict[str, str], found:
     add(index, "1.1", 1.0)
     add(index, "1.5", 1.0, series="1.4", Modality="MR", SeriesDescription="T[1] x", SeriesDate="20260115")
     query = Query("series", keys={keyword: asked(keyword, value) for keyword, value in keys.items()})
-    rows = index.search(query, ["SeriesInstanceUID"], 10).rows
-    assert [row.attributes["SeriesInstanceUID"] for row in rows] == found
+    assert [*index.search(query, ["SeriesInstanceUID"], 10).attributes["SeriesInstanceUID"]] == found
 
 
 def test_segments_go_with_their_object(index: Index) -> None:
@@ -207,17 +224,17 @@ def test_segments_go_with_their_object(index: Index) -> None:
     seg = replace(HEADER, items={"SegmentSequence": [{"SegmentLabel": "Liver"}]})
     query = Query("instances", keys={"SegmentSequence.SegmentLabel": Exactly(("Liver",))})
     index.add(seg, "key", 1, "d", "made", 1.0)
-    assert len(index.search(query, ["SOPInstanceUID"], 10).rows) == 1
+    assert len(index.search(query, ["SOPInstanceUID"], 10).object_keys) == 1
     index.doom_made("1.1")
     index.add(replace(seg, items={}), "other key", 1, "d", "made", 1.0)
-    assert index.search(query, ["SOPInstanceUID"], 10).rows == []
+    assert not index.search(query, ["SOPInstanceUID"], 10).object_keys
 
 
 def test_job_goes_through_its_states(jobs: Jobs) -> None:
     """A decision is one job whatever is repeated; deliveries settle it."""
     jobs.decide(DECISION, 1.0)
     jobs.decide(DECISION, 2.0)
-    assert jobs.waiting() == [("j", 0)]
+    assert [(job.id, job.attempt) for job in jobs.waiting()] == [("j", 0)]
     jobs.enter("j", "encoding", 3.0)
     jobs.owe("j", "1.9", ["a", "b"], 4.0)
     jobs.owe("j", "1.9", ["a", "b"], 4.5)
@@ -264,7 +281,7 @@ def test_failed_result_is_tried_again_on_request(jobs: Jobs) -> None:
     jobs.fail("j", "no volume", 2.0)
     assert jobs.waiting() == []
     jobs.retry("j", 3.0)
-    assert jobs.waiting() == [("j", 1)]
+    assert [(job.id, job.attempt) for job in jobs.waiting()] == [("j", 1)]
 
 
 def test_cancelled_job_goes_no_further(jobs: Jobs) -> None:
@@ -287,6 +304,32 @@ def test_cancelled_job_goes_no_further(jobs: Jobs) -> None:
     assert jobs.due(8.0) == []
     jobs.delivered(delivery, Taken("labelmap:rle", "1.9"), "ok", 8.0)
     assert (jobs.job("j").state, jobs.delivery("j", "a").state) == ("cancelled", "delivered")
+
+
+@pytest.mark.parametrize("outcome", ["stored", "send_again"])
+def test_what_comes_of_an_attempt_brings_no_cancelled_job_back(jobs: Jobs, outcome: str) -> None:
+    """Cancelled while its object was on the way: what was said of it is kept, and nothing is owed any more."""
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", ["a"], 2.0)
+    (delivery,) = jobs.due(2.0)
+    jobs.cancel("j", 3.0)
+    if outcome == "stored":
+        jobs.stored(delivery, Taken("labelmap:rle", "1.9"), "ok", 4.0)
+    else:
+        jobs.send_again(delivery, "lost", 4.0, 4.0)
+    (after,) = jobs.job("j").deliveries
+    assert (after.state, after.attempts, jobs.due(9.0), jobs.job("j").state) == ("cancelled", 1, [], "cancelled")
+
+
+def test_retry_of_what_was_all_delivered_makes_nothing_anew(jobs: Jobs) -> None:
+    """A job that was cancelled while its last object was on the way, which arrived: it is delivered, and not done again."""
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", ["a"], 2.0)
+    (delivery,) = jobs.due(2.0)
+    jobs.cancel("j", 3.0)
+    jobs.delivered(delivery, Taken("labelmap:rle", "1.9"), "ok", 4.0)
+    jobs.retry("j", 5.0)
+    assert (jobs.job("j").state, jobs.waiting()) == ("delivered", [])
 
 
 def test_job_is_found_by_the_beginning_of_its_id(jobs: Jobs) -> None:
@@ -335,6 +378,30 @@ def test_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert [(d.job_id, d.sop_instance_uid) for d in jobs.due(8.0)] == [("j", "1.9"), ("f", "1.1"), ("f", "1.5")]
 
 
+def test_requests_for_commitment_of_an_earlier_version_are_awaited(tmp_path: Path) -> None:
+    """A transaction was of one object then; what was asked is still known, and its report wakes the delivery."""
+    jobs = Jobs(open_database(tmp_path / "pipeline.sqlite"))
+    jobs.decide(DECISION, 1.0)
+    jobs.owe("j", "1.9", ["a"], 2.0)
+    jobs.stored(jobs.due(2.0)[0], Taken("labelmap:rle", "1.9"), "ok", 2.0)
+    jobs.awaited(jobs.due(2.0)[0], "awaited", 86400.0, 3.0)
+    with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
+        connection.executescript("""
+CREATE TABLE commitment (transaction_uid VARCHAR NOT NULL, job_id VARCHAR NOT NULL, destination VARCHAR NOT NULL,
+ sop_class_uid VARCHAR NOT NULL, sop_instance_uid VARCHAR NOT NULL, stored_in INTEGER NOT NULL, asked_at FLOAT NOT NULL,
+ is_accepted BOOLEAN NOT NULL, outcome VARCHAR NOT NULL, reason INTEGER NOT NULL, answered_at FLOAT NOT NULL,
+ settled BOOLEAN NOT NULL, PRIMARY KEY (transaction_uid));
+CREATE INDEX ix_commitment_settled ON commitment (settled);
+INSERT INTO commitment VALUES ('2.25.1', 'j', 'a', '1.1', '1.9', 0, 3.0, 1, '', 0, 0.0, 0);
+""")
+    commitments = Commitments(open_database(tmp_path / "pipeline.sqlite"))
+    assert commitments.answer(Report("2.25.1", [Reference("1.1", "1.9")]))
+    commitments.wake(["a"], 4.0)
+    (delivery,) = jobs.due(4.0)
+    (asked,) = commitments.of("j", "a", Reference("1.1", "1.9"))
+    assert (delivery.state, asked.is_accepted, asked.outcome) == ("confirming", True, "committed")
+
+
 def test_old_rows_are_all_there_or_the_table_is_as_it_was(tmp_path: Path) -> None:
     """A row that cannot be carried over leaves the table of before, whole."""
     with closing(sqlite3.connect(tmp_path / "pipeline.sqlite")) as connection:
@@ -373,3 +440,34 @@ def test_index_of_an_earlier_version_is_opened(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE doomed (object_key VARCHAR NOT NULL PRIMARY KEY)")
         connection.execute("INSERT INTO doomed VALUES ('key')")
     assert Index(open_database(tmp_path / "index.sqlite")).doomed(0.0) == ["key"]
+
+
+def test_documents_in_the_order_they_are_asked_for_until_there_is_much(tmp_path: Path) -> None:
+    """The first of those that are asked for, at least one; one that is missing is empty in its place."""
+    documents = Documents(open_database(tmp_path / "documents.sqlite"))
+    short, long = b'{"a": 1}', b'{"a": "' + bytes(range(32, 127)) * 400 + b'"}'
+    documents.add({"a": short, "b": long})
+    assert documents.first(["b", "x", "a"], len(long) + 1) == [long, b"", short]
+    assert documents.first(["b", "x", "a"], len(long)) == [long]
+
+
+def test_documents_that_are_lacking(tmp_path: Path) -> None:
+    """Of some keys those of objects without a document."""
+    documents = Documents(open_database(tmp_path / "documents.sqlite"))
+    documents.add({"a": b"{}"})
+    assert documents.lacking(["b", "a", "c"]) == {"b", "c"}
+
+
+@pytest.mark.parametrize("model", ["threshold", ""])
+def test_jobs_are_read_by_one_connection(tmp_path: Path, model: str) -> None:
+    """Each reader needs one of those that there are, and no second while it has that: else many would wait for each other."""
+    engine = open_database(tmp_path / "pipeline.sqlite")
+    jobs = Jobs(engine)
+    jobs.decide(replace(DECISION, model=model), 1.0)
+    pool = engine.pool
+    assert isinstance(pool, QueuePool)
+    pool._timeout = 0
+    with ExitStack() as others:
+        for _ in range(pool.size() + pool._max_overflow - 1):
+            others.enter_context(closing(engine.raw_connection()))
+        assert [job.id for job in jobs.newest(None, 10, 0)] == ["j"]

@@ -97,6 +97,18 @@ def test_series_waits_until_it_is_quiet(node: Node) -> None:
     assert node.sweep(rules(60.0)) == [job]
 
 
+def test_series_that_is_deleted_meanwhile_is_no_work(node: Node) -> None:
+    """One that is quiet, and gone when its images are looked at: no job is made of no images."""
+    one = rules(0.0)
+    first_loaded = node.jobs.load_rules(documents(one), node.now)
+    node.receive("1.1")
+    (series,) = node.index.quiet_series()
+    node.index.doom_images("1.3")
+    values = image_values(node.index, Path)
+    Sweep(node.index, node.jobs, one, first_loaded, values, node.ask, lambda: node.now).consider(series)
+    assert node.jobs.all() == []
+
+
 def test_each_rule_waits_for_itself(node: Node) -> None:
     """Of two rules that select a series, each decides at its own time."""
     two = rules(10.0, 60.0)
@@ -182,6 +194,24 @@ def test_late_image_leaves_what_was_sent(node: Node) -> None:
     node.receive("1.5")
     node.now += 10
     assert [job.state for job in node.sweep(rules(10.0))] == ["delivering", "waiting"]
+
+
+def test_image_that_takes_the_place_of_another_is_late(node: Node) -> None:
+    """What was made of the other shows what is not held any longer: it stays where it is, and another is made."""
+    node.sweep(rules(60.0))
+    node.receive("1.1")
+    node.now += 60
+    (first,) = node.sweep(rules(60.0))
+    node.take(first)
+    node.now += 1
+    node.index.add(replace(HEADER, sop_instance_uid="1.1"), "other", 1, "other digest", "received", node.now, replace=True)
+    assert len(node.sweep(rules(60.0))) == 1
+    node.now += 60
+    old, second = node.sweep(rules(60.0))
+    assert (old.id, old.state, second.state) == (first.id, "delivered", "waiting")
+    assert second.content_digest != first.content_digest
+    node.now += 60
+    assert len(node.sweep(rules(60.0))) == 2
 
 
 def test_rule_that_is_gone_is_kept_for_its_jobs(node: Node) -> None:

@@ -274,10 +274,8 @@ def test_items_of_what_was_held_before_are_kept_later(node: Node) -> None:
     def found(path: str, text: str) -> list[str]:
         what = asked(path, text)
         assert what is not None
-        return [
-            row.attributes["SOPInstanceUID"]
-            for row in node.index.search(Query("instances", keys={path: what}), ["SOPInstanceUID"], 10).rows
-        ]
+        matches = node.index.search(Query("instances", keys={path: what}), ["SOPInstanceUID"], 10)
+        return [*matches.attributes["SOPInstanceUID"]]
 
     assert (found("PatientName", "doe*"), found("SegmentSequence.SegmentLabel", "Liver")) == (["1.1", "1.2"], [])
     node.tidy()

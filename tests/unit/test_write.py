@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from io import BytesIO
 
@@ -47,6 +48,7 @@ def written(slices: Slices, segments: Sequence[Segment] = SEGMENTS, tracking: di
     return dcmread(BytesIO(part10))
 
 
+@cache
 def standard(name: str) -> dict:
     """A table of the standard, as highdicom carries it."""
     table: dict = json.loads((files("highdicom") / "_standard" / name).read_text())

@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.dicom.dataset_json import dataset_json
-from segnode.dicom.xml import native_xml
+from segnode.dicom.xml import native_xml, read_native_xml
 from segnode.testing.part10 import encode_part10
 
 NAMESPACE = "{http://dicom.nema.org/PS3.19/models/NativeDICOM}"
@@ -72,3 +72,53 @@ def test_private_elements_and_what_xml_cannot_write() -> None:
     assert (element.get("tag"), element.get("privateCreator")) == ("00450002", "O'<Connor>&")
     assert comments[0].text == "one\ufffdtwo\nthree"
     assert element[0].text == 'a<b>&"\ufffd'
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "reportsi.dcm", "liver_1frame.dcm"])
+def test_what_is_written_is_read_as_it_was(name: str) -> None:
+    """Every attribute, item, name and value of published objects, private ones too; decimal numbers as text."""
+    written = native_xml(dataset_json(dcmread(str(get_testdata_file(name))), str))
+    assert native_xml(read_native_xml(written)) == written
+
+
+def test_private_attributes_get_the_blocks_of_their_creators() -> None:
+    """The one that is reserved, and for a creator without one the next that is free."""
+    one, other = (
+        f'<DicomAttribute tag="00450002" vr="LO" privateCreator="{who}"><Value number="1">x</Value></DicomAttribute>'
+        for who in "AB"
+    )
+    reserved = '<DicomAttribute tag="00450010" vr="LO"><Value number="1">B</Value></DicomAttribute>'
+    document = read_native_xml(f"<NativeDicomModel>{one}{other}{reserved}</NativeDicomModel>".encode())
+    assert {tag: content["Value"] for tag, content in document.items()} == {
+        "00450010": ["B"],
+        "00450011": ["A"],
+        "00451002": ["x"],
+        "00451102": ["x"],
+    }
+
+
+def test_values_stand_at_their_numbers() -> None:
+    """What is left out between two values is empty."""
+    values = '<Value number="1">A</Value><Value number="3">C</Value>'
+    xml = f'<NativeDicomModel><DicomAttribute tag="00080008" vr="CS">{values}</DicomAttribute></NativeDicomModel>'
+    assert read_native_xml(xml.encode())["00080008"]["Value"] == ["A", None, "C"]
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        b"",
+        b"<NativeDicomModel>",
+        b"<other/>",
+        b'<!DOCTYPE NativeDicomModel [<!ENTITY a "b">]><NativeDicomModel>&a;</NativeDicomModel>',
+        b'<!DOCTYPE NativeDicomModel SYSTEM "file:///etc/passwd"><NativeDicomModel/>',
+        b'<NativeDicomModel><DicomAttribute tag="x" vr="CS"/></NativeDicomModel>',
+        b'<NativeDicomModel><DicomAttribute tag="00080008" vr="CS"><Value number="99999"/></DicomAttribute></NativeDicomModel>',
+        b'<?xml version="1.0" encoding="none"?><NativeDicomModel/>',
+        b"<NativeDicomModel>" + b'<DicomAttribute tag="00081140" vr="SQ"><Item number="1">' * 5000,
+    ],
+)
+def test_what_is_no_native_model_is_refused(xml: bytes) -> None:
+    """Also what has a DTD, whatever that says, and numbers that no value has."""
+    with pytest.raises(ValueError):  # noqa: PT011  it is what the function raises
+        read_native_xml(xml)

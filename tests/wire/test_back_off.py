@@ -11,10 +11,8 @@ from dbos import DBOS
 from segnode.config import DestinationConfig
 from segnode.dicomweb.client import StowDestination
 from segnode.dicomweb.peer import DicomWebPeer
-from segnode.pipeline.assemble import Assembler
-from segnode.pipeline.infer import Inferrer
-from segnode.pipeline.labelmaps import Labelmaps
-from segnode.pipeline.workflows import Stages, Workflows
+from segnode.pipeline.slots import Slots
+from segnode.pipeline.workflows import Workflows
 from segnode.store.database import workflow_database
 from segnode.store.jobs import Delivery
 from segnode.testing.servers import free_port, until
@@ -63,11 +61,9 @@ def night(tmp_path: Path) -> Iterator[Night]:
     roots = {name: f"http://127.0.0.1:{free_port()}/dicom-web" for name in ARCHIVES}
     configs = {name: DestinationConfig(name=name, to=root, seg=("labelmap:native",)) for name, root in roots.items()}
     outbox = Outbox(tmp_path, configs, {name: StowDestination(DicomWebPeer(root)) for name, root in roots.items()})
-    deliverer = outbox.deliverer
-    assembler = Assembler(deliverer.objects, deliverer.index)
-    inferrer = Inferrer(assembler, outbox.jobs, {}, Labelmaps(tmp_path / "work"), deliverer.clock)
-    stages = Stages(inferrer, None, deliverer, None, outbox.jobs, deliverer.meter, deliverer.clock)  # type: ignore[arg-type]  # nothing is encoded
-    yield Night(outbox, Workflows(stages, workflow_database(tmp_path / "workflows.sqlite"), "test", lambda: None))
+    yield Night(
+        outbox, Workflows(outbox.stages, Slots([]), workflow_database(tmp_path / "workflows.sqlite"), "test", lambda: None)
+    )
     DBOS.destroy(destroy_registry=True)
 
 

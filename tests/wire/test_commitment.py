@@ -19,19 +19,19 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
-from segnode.node import open_index, open_jobs
-from segnode.pipeline.commit import Reporter
-from segnode.store.commitments import Commitments, Reference, Report, Transaction
-from segnode.store.database import open_database
+from segnode.pipeline.report_commitment import Reporter
+from segnode.store.commitments import Reference, Report, Request, Transaction
 from segnode.store.jobs import Job
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, orthanc, orthanc_program, segnode, until
 from tests.conftest import absent
 from tests.outbox import RESULT, outbox
+from tests.rows import commitments_of, index_of, jobs_of
 from tests.wire.test_delivery_matrix import BOTH, LABELMAP, Archive, command, go_on, held_by, scp
 from tests.wire.test_kills import await_starts, kill_role, role_of
 from tests.wire.test_serve import events
+from tests.wire.test_service import reload
 from tests.wire.test_storage import small
 
 WELL_KNOWN = "1.2.840.10008.1.20.1.1"
@@ -62,8 +62,13 @@ class Witness:
         """Answer N-ACTION."""
         self.asked.append(event.action_information)
         if self.reports_at_once:
-            threading.Thread(target=self.report, args=(event.assoc, self.asked[-1])).start()
+            event.assoc.bind(evt.EVT_PDU_SENT, self.on_answer_sent)
         return 0, None
+
+    def on_answer_sent(self, event: evt.Event) -> None:
+        """Report once the answer to the request has left."""
+        event.assoc.unbind(evt.EVT_PDU_SENT, self.on_answer_sent)
+        threading.Thread(target=self.report, args=(event.assoc, self.asked[-1])).start()
 
     def information(self, asked: Dataset) -> Dataset:
         """What it stands by."""
@@ -75,7 +80,7 @@ class Witness:
         return report
 
     def report(self, association, asked: Dataset) -> None:
-        """Report in an association; pynetdicom waits until the answer to the request is sent."""
+        """Report in an association."""
         information = self.information(asked)
         event_type = 2 if information.FailedSOPSequence else 1
         status, _ = association.send_n_event_report(information, event_type, StorageCommitmentPushModel, WELL_KNOWN)
@@ -171,11 +176,11 @@ def test_late_report_on_what_was_sent_before_counts(tmp_path: Path) -> None:
     assert box.attempt() == []
     (item,) = first.ReferencedSOPSequence
     reference = Reference(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID)
-    assert box.commitments.answer(Report(first.TransactionUID, [reference]), box.now)
+    assert box.commitments.answer(Report(first.TransactionUID, [reference]))
     box.attempt()
     assert (box.delivery().state, first.TransactionUID in box.delivery().last_answer) == ("delivered", True)
-    assert box.commitments.answer(Report(second.TransactionUID, [], {reference: 0x0112}), box.now)
-    assert (box.attempt(), box.delivery().state, box.commitments.answered()) == ([], "delivered", [])
+    assert box.commitments.answer(Report(second.TransactionUID, [], {reference: 0x0112}))
+    assert (box.attempt(), box.delivery().state) == ([], "delivered")
 
 
 def test_refusal_of_a_request_that_was_cut_short_counts(tmp_path: Path) -> None:
@@ -185,10 +190,10 @@ def test_refusal_of_a_request_that_was_cut_short_counts(tmp_path: Path) -> None:
         box = outbox(tmp_path, address, confirm="commitment")
         stored = go_on(box)
         asked = Transaction("2.25.3", "j", "archive", LABELMAP, RESULT, stored.stored_in, box.now - 1)
-        box.commitments.ask(asked)
+        box.commitments.ask([asked])
         assert go_on(box).state == "confirming"
         assert len(witness.asked) == 1
-        assert box.commitments.answer(Report("2.25.3", [], {Reference(LABELMAP, RESULT): 0x0213}), box.now)
+        assert box.commitments.answer(Report("2.25.3", [], {Reference(LABELMAP, RESULT): 0x0213}))
         box.attempt()
         assert (box.delivery().state, box.delivery().sent_again) == ("waiting", 1)
         assert "FailureReason 0x0213 (resource limitation)" in box.delivery().last_answer
@@ -204,7 +209,7 @@ def test_cancelled_job_waits_for_no_report(tmp_path: Path) -> None:
     box.jobs.cancel("j", box.now)
     (item,) = witness.asked[0].ReferencedSOPSequence
     reference = Reference(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID)
-    assert box.commitments.answer(Report(witness.asked[0].TransactionUID, [reference]), box.now)
+    assert box.commitments.answer(Report(witness.asked[0].TransactionUID, [reference]))
     assert (box.attempt(), box.delivery().state, box.jobs.job("j").state) == ([], "cancelled", "cancelled")
 
 
@@ -234,6 +239,25 @@ def test_archive_that_breaks_off_when_it_is_asked_fails_after_a_while(tmp_path: 
     assert not box.standings.of("archive").is_down
 
 
+def test_archive_that_rejects_who_asks_fails_after_a_day(tmp_path: Path) -> None:
+    """Rejected for good whenever it is to be asked, it is no more tried than a report is awaited; nothing is sent again."""
+
+    def reject(event: evt.Event) -> None:
+        proposed = event.assoc.requestor.primitive.presentation_context_definition_list
+        if StorageCommitmentPushModel in {context.abstract_syntax for context in proposed}:
+            event.assoc.acse.send_reject(1, 1, 3)
+            event.assoc.kill()
+
+    with scp(archive := Archive(), *BOTH, asking=reject) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        assert go_on(box, attempts=3).state == "confirming"
+        box.now += DAY
+        failed = go_on(box)
+    assert (failed.state, len(archive.received)) == ("failed", 1)
+    assert "not proved within 24 hours: " in failed.last_answer
+    assert "rejected the association" in failed.last_answer
+
+
 def test_binary_is_committed_under_its_own_uid(tmp_path: Path) -> None:
     """What is asked for is the object that was sent."""
     archive = Archive()
@@ -249,7 +273,7 @@ def test_binary_is_committed_under_its_own_uid(tmp_path: Path) -> None:
 
 def a_job(node: Server) -> Job:
     """The job of a node."""
-    (job,) = open_jobs(node_config(node)).all()
+    (job,) = jobs_of(node).all()
     return job
 
 
@@ -288,6 +312,19 @@ def test_report_in_another_association_wakes_the_delivery(tmp_path: Path, phanto
         assert (job.state, job.deliveries[0].state) == ("delivered", "delivered"), job
         assert [state for state, _ in job.transitions].count("delivered") == 1
     assert (len(archive.received), len(archive.kept), len(witness.asked)) == (1, 1, 1)
+
+
+def test_nothing_waits_for_a_report_that_is_not_wanted_any_more(tmp_path: Path, phantom: Phantom) -> None:
+    """The configuration is read again with another `confirm`: what waits for a report, up to a day, is delivered."""
+    archive = Archive()
+    witness = Witness(archive, reports_at_once=False)
+    with committing(archive, witness) as address, segnode(tmp_path, DESTINATION.format(address) + RULE.format()) as node:
+        send_phantom(node, phantom)
+        until(lambda: len(jobs_of(node).all()) == 1)
+        until(lambda: any("its report is awaited" in delivery.last_answer for delivery in a_job(node).deliveries))
+        reload(node, DESTINATION.format(address).replace("commitment", "status") + RULE.format())
+        (job,) = await_jobs(node_config(node))
+    assert (job.state, len(archive.received), len(witness.asked)) == ("delivered", 1, 1)
 
 
 def test_worker_killed_while_it_asks_asks_again(tmp_path: Path, phantom: Phantom) -> None:
@@ -365,7 +402,7 @@ def test_orthanc_is_told_what_the_node_holds(tmp_path: Path, peers: tuple[Server
     image = tmp_path / "image.dcm"
     image.write_bytes(encode_part10(small("1.2.19.1"), ExplicitVRLittleEndian))
     list(send_files([image], parse_dimse_address(node.dimse, ""), "TEST"))
-    row = open_index(node_config(node)).find("1.2.19.1")
+    row = index_of(node).find("1.2.19.1")
     assert row is not None
     report = ask_by_orthanc(archive, [(row.sop_class_uid, "1.2.19.1")])
     assert (report["Status"], report["Success"][0]["SOPInstanceUID"]) == ("Success", "1.2.19.1")
@@ -436,6 +473,7 @@ def test_who_leaves_the_association_open_is_told_in_it(holder: Server) -> None:
         assert ask(association, a_request("2.25.101", held)) == 0
         assert ask(association, a_request("2.25.102", held, missing, conflict)) == 0
         until(lambda: len(asker.reports) == 2)
+        until(lambda: unreported(holder) == [])
     (first_type, first), (second_type, second) = asker.reports
     assert (first_type, first.TransactionUID, "FailedSOPSequence" in first) == (1, "2.25.101", False)
     assert (second_type, second.TransactionUID) == (2, "2.25.102")
@@ -446,6 +484,11 @@ def test_who_leaves_the_association_open_is_told_in_it(holder: Server) -> None:
     ]
 
 
+def unreported(node: Server) -> list[Request]:
+    """What a node owes a report of."""
+    return list(commitments_of(node).unreported(float("inf")))
+
+
 def test_transaction_uid_that_was_used_before_fails(holder: Server) -> None:
     """A second request under the same transaction UID is answered by a report of 0131, whatever is held."""
     asker = Asker()
@@ -453,6 +496,8 @@ def test_transaction_uid_that_was_used_before_fails(holder: Server) -> None:
         for number in (1, 2):
             assert ask(association, a_request("2.25.103", (CTImageStorage, "1.2.19.1"))) == 0
             until(lambda number=number: len(asker.reports) == number)
+            # The answer to a report goes out after it is noted here; who asks or ends in between breaks the association.
+            until(lambda: unreported(holder) == [])
     assert [event_type for event_type, _ in asker.reports] == [1, 2]
     assert asker.reports[1][1].FailedSOPSequence[0].FailureReason == 0x0131
 
@@ -473,7 +518,7 @@ def test_request_that_makes_no_sense_is_refused(
     """With the status that says what is wrong, and no report follows."""
     with Asker().association(holder) as association:
         assert ask(association, information, action, instance) == status
-    assert Commitments(open_database(node_config(holder).data / "pipeline.sqlite")).unreported(float("inf")) == []
+    assert unreported(holder) == []
 
 
 def test_report_is_owed_to_a_peer_that_is_not_known(holder: Server) -> None:
@@ -505,6 +550,20 @@ def test_report_that_a_killed_process_owed_is_sent(tmp_path: Path) -> None:
         server.shutdown()
     assert [report.TransactionUID for report in told] == ["2.25.106"]
     assert told[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == RESULT
+
+
+def test_peer_that_is_gone_is_tried_once_a_turn(tmp_path: Path) -> None:
+    """Three reports are owed to it: one is tried, and the others wait with it; next time it is another."""
+    box = outbox(tmp_path, f"ASKER@127.0.0.1:{free_port()}")
+    peers = {"ASKER": box.committers["archive"]}
+    reporter = Reporter(box.commitments, box.deliverer.index, box.deliverer.objects, peers, lambda: box.now)
+    for number in range(3):
+        box.commitments.add_request(f"2.25.11{number}", "ASKER", [Reference(LABELMAP, RESULT)], box.now, box.now)
+    for tried in ([0, 0, 1], [0, 1, 1]):
+        reporter.report_all()
+        assert box.commitments.unreported(box.now) == []
+        box.now += 900
+        assert [request.attempts for request in box.commitments.unreported(box.now)] == tried
 
 
 def test_report_is_given_up_after_a_day(tmp_path: Path) -> None:

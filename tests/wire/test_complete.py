@@ -27,11 +27,12 @@ from segnode.dimse.find import DimseCatalogue
 from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import send_files
 from segnode.errors import FindFailed
-from segnode.node import open_index, open_jobs
 from segnode.seg.check import check_attributes
+from segnode.testing.answering import answering
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, orthanc, segnode, until
+from tests.rows import index_of, jobs_of
 from tests.wire.test_first_path import all_label_maps, dcmsend, fetch
 from tests.wire.test_kills import await_starts, kill_role
 from tests.wire.test_serve import events
@@ -54,7 +55,7 @@ def slow_stow(node: Server) -> Iterator[Callable[[], bytes]]:
     parts = [part10("1.1"), part10("1.2", EncapsulatedDocument=bytes(6 << 20))]
     body = b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
     head = (
-        f"POST /dicom-web/studies HTTP/1.1\r\nHost: node\r\nContent-Length: {len(body)}\r\n"
+        f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         'Content-Type: multipart/related; type="application/dicom"; boundary=b\r\n\r\n'
     )
     half = len(body) // 2
@@ -76,12 +77,12 @@ def first_of(phantom: Phantom) -> Dataset:
 
 def held(node: Server, series: str = SERIES) -> int:
     """How many objects of a series a node holds."""
-    return len(open_index(node_config(node)).images(series))
+    return len(index_of(node).images(series))
 
 
 def series_of_jobs(node: Server) -> list[str]:
     """The series that were decided on, in that order."""
-    return [job.series_instance_uid for job in open_jobs(node_config(node)).all()]
+    return [job.series_instance_uid for job in jobs_of(node).all()]
 
 
 def test_slow_stow_request_holds_its_series_back(tmp_path: Path) -> None:
@@ -123,10 +124,10 @@ def test_killed_process_is_no_end_of_a_request(tmp_path: Path) -> None:
     """The process of an open STOW request is killed: its series is complete when it is quiet, also for expect = "request"."""
     rules = RULE.format(quiet=3.0, more='expect = "request"')
     with segnode(tmp_path / "node", rules) as node, slow_stow(node):
-        (image,) = open_index(node_config(node)).images(SERIES)
+        (image,) = index_of(node).images(SERIES)
         await_starts(node, kill_role(node, "web"))
         until(lambda: series_of_jobs(node) == [SERIES])
-        (job,) = open_jobs(node_config(node)).all()
+        (job,) = jobs_of(node).all()
         assert job.created_at - image.received_at >= 3.0
 
 
@@ -199,11 +200,8 @@ def test_search_without_numbers_is_counted_page_by_page() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        assert DicomWebCatalogue(DicomWebPeer(root)).count_instances(STUDY, SERIES) == 5
-        server.shutdown()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Pages)) as address:
+        assert DicomWebCatalogue(DicomWebPeer(f"http://{address}")).count_instances(STUDY, SERIES) == 5
 
 
 def test_peer_that_does_not_say_has_no_number() -> None:
@@ -334,7 +332,7 @@ def test_first_result_is_kept(tmp_path: Path, archive: Server, phantom: Phantom)
         await_jobs(node_config(node))
         list(send_files(files[20:], address(node), "TEST"))
         until(lambda: events(node, "images came late: the result is kept") != [])
-        (job,) = open_jobs(node_config(node)).all()
+        (job,) = jobs_of(node).all()
         assert (job.state, job.note) == ("delivered", "4 image(s) came late and are not in this result, which the rule keeps")
     assert all_label_maps(DICOMwebClient(archive.dicomweb), dcmread(files[0]).StudyInstanceUID) == {job.sop_instance_uid}
 
@@ -345,7 +343,7 @@ def test_result_of_images_that_are_gone_is_not_replaced(tmp_path: Path, archive:
     with segnode(tmp_path / "node", late_tables(archive, "")) as node:
         list(send_files(files[:20], address(node), "TEST"))
         await_jobs(node_config(node))
-        open_index(node_config(node)).doom_images(str(dcmread(files[0]).SeriesInstanceUID))
+        index_of(node).doom_images(str(dcmread(files[0]).SeriesInstanceUID))
         list(send_files(files[20:], address(node), "TEST"))
         (_, job) = await_jobs(node_config(node), 2)
         (seg,) = fetch(DICOMwebClient(archive.dicomweb), job.sop_instance_uid)

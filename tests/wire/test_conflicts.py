@@ -1,7 +1,7 @@
 """Another object with the UID of one that is held: it is not kept, refused, or takes its place, as the configuration says."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,13 +11,17 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segnode.config import RetentionConfig
-from segnode.node import open_index, open_store
+from segnode.node import open_store
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.tidy import Tidier
+from segnode.roles import Role
+from segnode.store.database import open_database
+from segnode.store.documents import Documents
 from segnode.store.leases import new_lease
 from segnode.store.objects import ABANDONED_S
 from segnode.testing.part10 import encode_part10
 from segnode.testing.servers import Server, node_config, restarted_segnode, segnode, until
+from tests.rows import index_of
 from tests.wire.test_durability import by_c_store, by_stow
 from tests.wire.test_kills import (
     BROKEN,
@@ -34,6 +38,7 @@ from tests.wire.test_kills import (
 from tests.wire.test_storage import FAILED, STORED, items, kept_bytes, small, store, stow
 
 SOP = "1.2.40.1"
+DOORS: Sequence[Role] = ("dimse", "web")
 
 
 def tables(policy: str) -> str:
@@ -67,7 +72,7 @@ def test_both_doors_answer_as_the_policy_says(
     tmp_path: Path, policy: str, status: int, http_status: int, reasons: list[int], stays: str
 ) -> None:
     """The status of C-STORE, the failure reason of STOW-RS, which bytes are held then; the same bytes again are no conflict."""
-    with segnode(tmp_path / "node", tables(policy)) as node:
+    with segnode(tmp_path / "node", tables(policy), roles=DOORS) as node:
         assert stow(node, version("first")).status_code == 200
         assert store(node, version("second"), tmp_path).Status == status
         response = stow(node, version("third"))
@@ -76,16 +81,16 @@ def test_both_doors_answer_as_the_policy_says(
         assert len(items(response, STORED)) == 1 - len(reasons)
         held = kept_bytes(node, SOP)
         assert held == version({"first": "first", "last": "third"}[stays])
-        key = open_index(node_config(node)).instances("1.2.3")[0].object_key
+        key = index_of(node).instances("1.2.3")[0].object_key
         assert stow(node, held).status_code == 200
         assert store(node, version("fourth", ImplicitVRLittleEndian), tmp_path, syntax=ImplicitVRLittleEndian).Status == 0x0000
-        assert open_index(node_config(node)).instances("1.2.3")[0].object_key == key
+        assert index_of(node).instances("1.2.3")[0].object_key == key
         assert kept_bytes(node, SOP) == held
 
 
 def test_replaced_object_is_found_by_what_it_says_now(tmp_path: Path) -> None:
     """Search and retrieval give the last; its old study and series are gone when nothing else is in them."""
-    with segnode(tmp_path / "node", tables("replace")) as node:
+    with segnode(tmp_path / "node", tables("replace"), roles=("web",)) as node:
         stow(node, version("first", PatientID="A"))
         stow(node, version("second", PatientID="B"))
         (study,) = httpx.get(f"{node.dicomweb}/studies").json()
@@ -100,7 +105,7 @@ def test_replaced_object_is_found_by_what_it_says_now(tmp_path: Path) -> None:
 
 def test_file_that_was_replaced_stays_for_its_hour(tmp_path: Path) -> None:
     """Who found it before may still read it; after an hour it is deleted, and the one that is held stays."""
-    with segnode(tmp_path / "node", tables("replace")) as node:
+    with segnode(tmp_path / "node", tables("replace"), roles=("web",)) as node:
         stow(node, version("first"))
         old = set(on_shelves(node))
         stow(node, version("second"))
@@ -117,7 +122,7 @@ def test_file_that_was_replaced_stays_for_its_hour(tmp_path: Path) -> None:
 def test_door_killed_while_it_replaces(tmp_path: Path, role: str, send: Callable, where: str) -> None:
     """Killed before and after the rename: the first is held as it was; sent again, the second takes its place."""
     (tmp_path / "second.dcm").write_bytes(version("second"))
-    with segnode(tmp_path / "node", tables("replace")) as node, ThreadPoolExecutor(1) as pool:
+    with segnode(tmp_path / "node", tables("replace"), roles=DOORS) as node, ThreadPoolExecutor(1) as pool:
         stow(node, version("first"))
         with stopped_at(node, role, f"{where}={FOR_EVER_US}", tmp_path / "trace") as trace:
             sent = pool.submit(send, node, tmp_path / "second.dcm")
@@ -144,7 +149,7 @@ def test_killed_at_any_moment_exactly_one_is_held(tmp_path: Path) -> None:
         until(lambda: sent >= after)
         return kill_role(node, "web")
 
-    with segnode(tmp_path / "node", tables("replace")) as node, ThreadPoolExecutor(1) as pool:
+    with segnode(tmp_path / "node", tables("replace"), roles=("web",)) as node, ThreadPoolExecutor(1) as pool:
         for _ in range(4):
             killing = pool.submit(kill, node, sent + 5)
             while not killing.done():
@@ -155,7 +160,7 @@ def test_killed_at_any_moment_exactly_one_is_held(tmp_path: Path) -> None:
             await_starts(node, killing.result())
             held = kept_bytes(node, SOP)
             assert held in [version(f"version {number:06}") for number in range(acknowledged, sent + 1)]
-            assert len(open_index(node_config(node)).instances("1.2.3")) == 1
+            assert len(index_of(node).instances("1.2.3")) == 1
     with restarted_segnode(tmp_path / "node") as node:
         assert kept_bytes(node, SOP) == held
 
@@ -166,8 +171,26 @@ def test_what_the_node_has_made_is_never_replaced(tmp_path: Path) -> None:
     made.ContributingEquipmentSequence = [small("1")]
     equipment = made.ContributingEquipmentSequence[0]
     equipment.Manufacturer, equipment.StationName = "segnode", "SEGNODE"
-    with segnode(tmp_path / "node", tables("replace")) as node:
+    with segnode(tmp_path / "node", tables("replace"), roles=("web",)) as node:
         assert stow(node, encode_part10(made, ExplicitVRLittleEndian)).status_code == 200
         response = stow(node, version("other"))
         assert [reason for reason, _ in items(response, FAILED)] == [0x0111]
         assert kept_bytes(node, SOP) == encode_part10(made, ExplicitVRLittleEndian)
+
+
+def test_metadata_of_a_replaced_object_are_made_before_anybody_asks(tmp_path: Path) -> None:
+    """As of one that is new; and of one that is sent again after it was deleted."""
+    with segnode(tmp_path / "node", tables("replace") + "[web]\ndelete = true\n") as node:
+        documents = Documents(open_database(node_config(node).data / "documents.sqlite"))
+
+        def are_kept() -> bool:
+            keys = [held.object_key for held in index_of(node).instances("1.2.3")]
+            return len(documents.find(keys)) == len(keys)
+
+        for description in ("first", "second"):
+            assert stow(node, version(description)).status_code == 200
+            until(are_kept)
+        assert httpx.delete(f"{node.dicomweb}/studies/1.2.3").status_code == 204
+        until(lambda: documents.progress() == 0)
+        assert stow(node, version("third")).status_code == 200
+        until(are_kept)

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from segnode.pipeline.ports import Encoded
 from segnode.seg.codecs import CODECS
 from segnode.seg.recode import recode
 from segnode.store.jobs import Delivery
+from segnode.testing.answering import answering
 from segnode.testing.phantom import Phantom
 from segnode.testing.processes import listens
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, orthanc, orthanc_program, segnode, until
@@ -63,6 +63,7 @@ class Archive:
     answers: list[int] = field(default_factory=list)
     cuts_off: int = 0
     loses: int = 0
+    connections: int = 0
 
     def keep(self, dataset: Dataset) -> None:
         """Keep an object, unless it gets lost."""
@@ -416,9 +417,15 @@ class Response:
 class Handler(BaseHTTPRequestHandler):
     """A STOW server that answers as it is told to, and gives out what it keeps."""
 
+    protocol_version = "HTTP/1.1"
     archive: Archive
     responses: list[Response]
     searches: bool
+
+    def setup(self) -> None:
+        """Count connections."""
+        self.archive.connections += 1
+        super().setup()
 
     def do_POST(self) -> None:
         """Store, or not."""
@@ -474,14 +481,8 @@ def stow(archive: Archive, responses: list[Response], *, searches: bool = True) 
     """A STOW server that answers so in turn, then stores what comes, each UID once; its root."""
     told = {"archive": archive, "responses": responses, "searches": searches}
     server = ThreadingHTTPServer(("127.0.0.1", archive.port), type("Told", (Handler,), told))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{archive.port}/dicom-web"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(server) as address:
+        yield f"http://{address}/dicom-web"
 
 
 LADDER = ["labelmap:rle", "labelmap:native", "binary:native"]

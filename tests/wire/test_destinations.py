@@ -46,6 +46,7 @@ from segnode.doctor import ask_destination
 from segnode.errors import ConfigError, DeliveryDeferred, DeliveryFailed, FindFailed, NotLetIn, Trouble
 from segnode.node import catalogues, destinations
 from segnode.pipeline.ports import Destination, Encoded
+from segnode.testing.answering import answering
 from segnode.testing.servers import await_jobs, free_port, node_config, orthanc, orthanc_program, segnode, until
 from tests.conftest import absent
 from tests.outbox import RESULT, SERIES, STUDY, outbox, require_truth, segmentation, truth
@@ -144,18 +145,13 @@ class Listening(ThreadingHTTPServer):
 @contextmanager
 def serving(web: Web, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     """Have it serve, on a port of its own; its `url` is set."""
-    with Listening(("127.0.0.1", 0), Asked) as server:
-        server.web = web
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        web.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield web
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Listening(("127.0.0.1", 0), Asked)
+    server.web = web
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    with answering(server) as address:
+        web.url = f"{'https' if tls else 'http'}://{address}"
+        yield web
 
 
 def config_of(folder: Path, to: str, more: str = "", name: str = "archive") -> Config:
@@ -535,16 +531,11 @@ def proxy(tls: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}", lines
-        finally:
-            server.shutdown()
-            thread.join()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    with answering(server) as address:
+        yield f"{'https' if tls else 'http'}://{address}", lines
 
 
 def test_proxy_is_gone_by(authority: Authority) -> None:

@@ -1,5 +1,6 @@
 """Reading back by DICOMweb, with the public client."""
 
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.encaps import generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from segnode.config import parse_dimse_address
+from segnode.dicom.transfer_syntaxes import DEFLATED_IMAGE_FRAME
 from segnode.dimse.scu import send_files
 from segnode.node import open_index
 from segnode.store.database import open_database
@@ -133,7 +136,7 @@ def test_a_study_has_a_length(node: Server, phantom: Phantom) -> None:
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless])
 def test_lossless_syntax_that_is_asked_for(node: Server, phantom: Phantom, syntax: str) -> None:
     """The same pixels, the same object, in the transfer syntax that the client wants."""
     image = dcmread(phantom.folder / "0003.dcm")
@@ -142,6 +145,19 @@ def test_lossless_syntax_that_is_asked_for(node: Server, phantom: Phantom, synta
     given = dcmread(BytesIO(answer.content))
     assert (given.file_meta.TransferSyntaxUID, given.SOPInstanceUID) == (syntax, image.SOPInstanceUID)
     np.testing.assert_array_equal(given.pixel_array, image.pixel_array)
+
+
+def test_deflated_frames_that_are_asked_for(node: Server, phantom: Phantom) -> None:
+    """Each frame by itself is the raw deflate stream of its native bytes (PS3.5 A.4.13); all else is as it was."""
+    image = dcmread(phantom.folder / "0003.dcm")
+    accept = f"application/dicom; transfer-syntax={DEFLATED_IMAGE_FRAME}"
+    answer = httpx.get(object_url(node, image), headers={"Accept": accept}, timeout=60)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, accept)
+    given = dcmread(BytesIO(answer.content))
+    (frame,) = generate_frames(given.PixelData, number_of_frames=1)
+    assert zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(frame) == image.PixelData
+    del given.PixelData, image.PixelData
+    assert given == image
 
 
 def object_url(node: Server, image: Dataset) -> str:

@@ -1,5 +1,6 @@
 """A full disk: what comes in is refused with the right status, what goes on waits, and both recover without a restart."""
 
+import json
 import shutil
 import sqlite3
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -26,6 +28,9 @@ from tests.wire.test_storage import FAILED, OTHER, held, items, small, stow
 
 ROOM = '[storage]\nlow_watermark = "0 B"\n'
 RULE = ROOM + '[[rules]]\nwhen = { Modality = "CT" }\nmodel = "threshold"\nquiet = 1.0\n'
+
+
+UIDS = {"00080018": "1.2.15.3", "0020000D": "1.2.15.4", "0020000E": "1.2.15.5"}
 
 
 @pytest.fixture
@@ -61,6 +66,21 @@ def test_full_disk_refuses_and_recovers(small_disk: Path, tmp_path: Path) -> Non
         filler.unlink()
         assert stow(node, large.read_bytes()).status_code == 200
         assert [answer for _, answer in send_files([large], address, "TEST")] == ["status 0x0000"]
+
+
+def test_full_disk_keeps_no_metadata_and_gives_them_out(small_disk: Path) -> None:
+    """With no room STOW of metadata is 503, and what is held is described all the same."""
+    document = [
+        {"00080016": {"vr": "UI", "Value": [CTImageStorage]}, **{t: {"vr": "UI", "Value": [u]} for t, u in UIDS.items()}}
+    ]
+    with segnode(small_disk.parent, f"models = []\nrules = []\n{ROOM}", roles=("web",)) as node:
+        assert stow(node, encode_part10(small("1.2.15.2"), ExplicitVRLittleEndian)).status_code == 200
+        fill(small_disk)
+        kind = {"Content-Type": 'multipart/related; type="application/dicom+json"; boundary=b'}
+        body = b"--b\r\nContent-Type: application/dicom+json\r\n\r\n" + json.dumps(document).encode() + b"\r\n--b--\r\n"
+        assert httpx.post(f"{node.dicomweb}/studies", content=body, headers=kind, timeout=60).status_code == 503
+        (described,) = httpx.get(f"{node.dicomweb}/studies/{small('1.2.15.2').StudyInstanceUID}/metadata", timeout=60).json()
+        assert described["00080018"]["Value"] == ["1.2.15.2"]
 
 
 def test_job_waits_for_room(small_disk: Path, phantom: Phantom) -> None:
@@ -112,5 +132,6 @@ def test_job_whose_workflow_is_lost_is_done(small_disk: Path, phantom: Phantom) 
         # As if the engine had ended its workflow without the job.
         with closing(sqlite3.connect(small_disk / "pipeline.sqlite", timeout=30)) as rows, rows:
             rows.execute("UPDATE job SET state = 'waiting'")
-        until(lambda: open_jobs(node_config(node)).job(job.id).state == "delivered")
+        jobs = open_jobs(node_config(node))
+        until(lambda: jobs.job(job.id).state == "delivered")
         assert len(events(node, "workflows are lost, and begun anew")) == 1

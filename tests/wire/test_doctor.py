@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +21,7 @@ from segnode.errors import DeliveryDeferred
 from segnode.seg import pixels
 from segnode.seg.codecs import CODECS
 from segnode.store import filesystem
+from segnode.testing.answering import answering
 from segnode.testing.phantom import Phantom
 from segnode.testing.processes import is_alive
 from segnode.testing.servers import Server, free_port, node_config, segnode
@@ -112,11 +112,10 @@ def test_all_is_well_with_a_node_that_runs_and_has_run(tmp_path: Path, phantom: 
 @pytest.fixture
 def web_server() -> Iterator[int]:
     """The port of a web server that knows no DICOMweb."""
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
+    with answering(server):
         yield server.server_port
-        server.shutdown()
 
 
 def test_port_of_another_program_is_trouble(tmp_path: Path, archive: Server, web_server: int) -> None:
@@ -138,19 +137,35 @@ def test_port_that_is_silent_or_not_ours_is_trouble(tmp_path: Path, monkeypatch:
         found = troubles(config_of(tmp_path, dicom=where, http=where))
     assert "cannot be reached, or broke off" in found["port node.dicom"]
     assert "does not answer by HTTP (TimeoutError)" in found["port node.http"]
-    found = troubles(config_of(tmp_path, http="192.0.2.1:8080"))
+    web = '[web]\nplain_http = true\noidc = { issuer = "http://127.0.0.1:1", audience = "a" }\n'
+    found = troubles(config_of(tmp_path, NO_MODELS + web, http="192.0.2.1:8080"))
     assert "Cannot assign requested address" in found["port node.http"]
 
 
+def test_program_that_does_not_say_its_version_is_trouble(tmp_path: Path) -> None:
+    """A node does not start then."""
+    model = 'name = "m"\nrun = "command:true {input} {output}"\nlabels = "threshold"\nversion_command = "false"\n'
+    assert "version_command" in troubles(config_of(tmp_path, f"rules = []\n[[models]]\n{model}"))["model m"]
+
+
+def test_server_of_a_model_that_is_away_is_said_and_is_no_trouble(tmp_path: Path) -> None:
+    """A node starts without it."""
+    run = f"kserve:http://127.0.0.1:{free_port()}/v2/models/m"
+    model = f'[[models]]\nname = "m"\nrun = "{run}"\nlabels = "threshold"\nversion = "1"\n'
+    found = findings(config_of(tmp_path, f"rules = []\n{model}"))["model m"]
+    assert found.ok
+    assert found.detail.startswith("cannot be reached now, and its jobs fail until it can")
+
+
 def test_model_that_does_not_load_is_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that breaks, is not there, or has no dictionary is named with the reason, and with what it printed last."""
+    """A model that breaks, is not there, or has no dictionary is named with the reason."""
     (tmp_path / "broken.py").write_text("raise ValueError('no weights')")
     table = '[[models]]\nname = "{}"\nrun = "python:{}"\nlabels = "{}"\nversion = "1"\n'
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = config_of(tmp_path, table.format("a", "broken", "threshold") + table.format("b", "no.such", "nowhere.toml"))
     found = troubles(config)
     assert set(found) == {"model a", "model b", "labels of b"}
-    assert found["model a"] == "the process of model 'a' ended with exit code 1; it printed last: ValueError: no weights"
+    assert found["model a"] == "model 'a': broken cannot be imported: ValueError: no weights"
     assert "no.such cannot be imported" in found["model b"]
     assert "nowhere.toml" in found["labels of b"]
 

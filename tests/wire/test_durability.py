@@ -11,6 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode.config import parse_dimse_address
 from segnode.dimse.scu import send_files
+from segnode.roles import Role
 from segnode.testing.part10 import encode_part10
 from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, segnode, until
@@ -59,11 +60,11 @@ def by_stow(node: Server, path: Path) -> None:
     ("role", "send", "success"),
     [("dimse", by_c_store, r'"\\4\\0\\0\\0\\0'), ("web", by_stow, r"HTTP/1.1 200")],
 )
-def test_success_is_said_after_everything_is_on_disk(tmp_path: Path, role: str, send: Callable, success: str) -> None:
-    """File synchronised, renamed, folder synchronised, row synchronised: in this order, and the answer behind them all."""
+def test_success_is_said_after_everything_is_on_disk(tmp_path: Path, role: Role, send: Callable, success: str) -> None:
+    """File renamed, synchronised, folder synchronised, row synchronised: in this order, and the answer behind them all."""
     path, trace = tmp_path / "one.dcm", tmp_path / "trace"
     path.write_bytes(encode_part10(small("1.2.16.1"), ExplicitVRLittleEndian))
-    with segnode(tmp_path / "node", "models = []\nrules = []") as node:
+    with segnode(tmp_path / "node", "models = []\nrules = []", roles=(role,)) as node:
         with traced(node, role, trace):
             send(node, path)
             until(lambda: re.search(success, trace.read_text()) is not None)
@@ -71,8 +72,8 @@ def test_success_is_said_after_everything_is_on_disk(tmp_path: Path, role: str, 
     assert instance is not None
     key = re.escape(instance.object_key)
     steps = [
-        rf"fsync\(\d+<[^>]*/incoming/{role}-\d/[^>]*>",
         rf'rename\("[^"]*/incoming/{role}-\d/[^"]*", "[^"]*{key}"',
+        rf"fsync\(\d+<[^>]*/objects/{key[:2]}/{key[2:4]}/{key}>",
         rf"fsync\(\d+<[^>]*/objects/{key[:2]}/{key[2:4]}>",
         r"(fsync|fdatasync)\(\d+<[^>]*index\.sqlite-wal>",
         success,

@@ -38,15 +38,18 @@ from pynetdicom.sop_class import (
 )
 
 from segnode.config import Config, parse_config, parse_dimse_address
+from segnode.dicom.native import in_native
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
 from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
+from segnode.errors import DeliveryRefused
 from segnode.node import committers, destinations, open_jobs
 from segnode.pipeline.assemble import image_values
 from segnode.pipeline.confirm import Confirmer
 from segnode.pipeline.deliver import Deliverer
 from segnode.pipeline.dispatch import Dispatch
 from segnode.pipeline.forwarder import Forwarder
+from segnode.pipeline.read_back import require_same_content
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
 from segnode.pipeline.sweep import Sweep
@@ -119,7 +122,7 @@ class Router:
         configs = {d.name: d for d in self.config.destinations}
         clock = lambda: self.now  # noqa: E731
         self.commitments = Commitments(pipeline)
-        self.confirmer = Confirmer(self.jobs, self.commitments, committers(self.config), configs, clock)
+        self.confirmer = Confirmer(self.commitments, committers(self.config), configs, clock)
         deliverer = Deliverer(
             objects,
             self.index,
@@ -390,6 +393,25 @@ def test_what_is_not_delivered_in_time_is_given_up_whole(tmp_path: Path) -> None
     assert "30 objects" in job.error
 
 
+def test_each_image_is_given_up_in_its_own_time(tmp_path: Path) -> None:
+    """After a week of no room for it one image is given up; another that was stored yesterday goes on to be proved."""
+    sink = Sink(trouble=lambda event: 0xA700 if event.request.AffectedSOPInstanceUID == "1.3.1.1" else None)
+    with serving(sink) as address:
+        router = Router(tmp_path, address, 'confirm = "read-back"')
+        router.go(*native("1.3.1.1", "1.3.1.2"))
+        router.now += 6.5 * 86400
+        router.attempt()
+        (job,) = router.jobs.all()
+        assert dict(job.counts) == {("archive", "waiting"): 1, ("archive", "confirming"): 1}
+    router.now += 86400
+    router.attempt()
+    (job,) = router.jobs.all()
+    assert dict(job.counts) == {("archive", "failed"): 1, ("archive", "confirming"): 1}
+    assert (job.deliveries[0].sop_instance_uid, job.deliveries[0].state) == ("1.3.1.1", "failed")
+    assert "given up after 7d" in job.deliveries[0].last_answer
+    assert router.dispatch.due(router.now) == []
+
+
 @pytest.mark.parametrize(("asks", "state"), [(True, "delivered"), (False, "failed")])
 def test_image_that_is_there_already_is_read_back(tmp_path: Path, asks: bool, state: str) -> None:
     """0111 counts where the archive gives out an object of that UID and series, and fails where it cannot be asked."""
@@ -401,6 +423,32 @@ def test_image_that_is_there_already_is_read_back(tmp_path: Path, asks: bool, st
     assert state == "delivered" or "accepts neither C-FIND nor C-GET" in job.error
 
 
+def test_compressed_image_that_is_there_natively_is_what_was_sent(tmp_path: Path, phantom: Phantom) -> None:
+    """0111, and what the archive gives out is not compressed: decoded, what came in has the same pixels."""
+    part10 = compressed(phantom, JPEGLSLossless)
+    uid = dcmread(BytesIO(part10)).SOPInstanceUID
+    with serving(sink := Sink(), (JPEGLSLossless, *NATIVE)) as address:
+        sink.kept[uid] = (phantom.folder / "0005.dcm").read_bytes()
+        sink.trouble = lambda _: 0x0111
+        router = Router(tmp_path, address, 'confirm = "read-back"')
+        router.go(part10)
+        router.attempt()
+        (job,) = router.jobs.all()
+    assert (job.state, job.error) == ("delivered", "")
+
+
+@pytest.mark.parametrize(("is_lossy", "said"), [(False, "with other content"), (True, "cannot be compared")])
+def test_decoded_pixels_that_differ(phantom: Phantom, is_lossy: bool, said: str) -> None:
+    """One pixel of a native image differs from what was sent compressed: another object, if no decoder may round it."""
+    sent = lossy() if is_lossy else compressed(phantom, JPEGLSLossless)
+    held = dcmread(BytesIO(in_native(BytesIO(sent), ExplicitVRLittleEndian)))
+    file = BytesIO()
+    held.PixelData = bytes([held.PixelData[0] ^ 1]) + held.PixelData[1:]
+    held.save_as(file)
+    with pytest.raises(DeliveryRefused, match=said):
+        require_same_content(held.SOPInstanceUID, sent, file.getvalue(), "ARCHIVE")
+
+
 def test_image_with_the_uid_of_another_fails(tmp_path: Path) -> None:
     """0111 of an archive that holds something of another series under the UID."""
     with serving(sink := Sink()) as address:
@@ -410,9 +458,27 @@ def test_image_with_the_uid_of_another_fails(tmp_path: Path) -> None:
     assert (job.state, "holds another object" in job.error) == ("failed", True)
 
 
-@pytest.mark.parametrize("act", ["pause", "cancel"])
+def test_unforeseen_error_ends_the_delivery_that_it_is_of(tmp_path: Path) -> None:
+    """The file of the second of three is gone: that one fails, and not the first, which is there already, nor the third."""
+    with serving(sink := Sink()) as address:
+        (sink.kept["1.3.1.1"],) = native("1.3.1.1")
+        sink.trouble = lambda event: 0x0111 if event.request.AffectedSOPInstanceUID == "1.3.1.1" else None
+        router = Router(tmp_path, address)
+        router.receive(*native(*many(3)))
+        lost = router.index.find("1.3.1.2")
+        assert lost is not None
+        router.receiver.objects.path(lost.object_key).unlink()
+        router.sweep()
+        router.attempt()
+    (job,) = router.jobs.all()
+    assert dict(job.counts) == {("archive", "delivered"): 2, ("archive", "failed"): 1}
+    assert (job.deliveries[0].sop_instance_uid, job.state) == ("1.3.1.2", "failed")
+    assert "unforeseen FileNotFoundError" in job.error
+
+
+@pytest.mark.parametrize("act", ["pause", "cancel", "retry"])
 def test_person_stops_it_in_the_middle(tmp_path: Path, act: str) -> None:
-    """Paused or cancelled while it is sent: no more is; what is paused goes on later, and none is sent twice."""
+    """Paused, cancelled, or cancelled and retried while it is sent: no more is by that attempt, and nothing is sent twice."""
     sink = Sink()
     with serving(sink) as address:
         router = Router(tmp_path, address)
@@ -425,17 +491,19 @@ def test_person_stops_it_in_the_middle(tmp_path: Path, act: str) -> None:
                     router.standings.pause("archive")
                 else:
                     router.jobs.cancel(job.id, router.now)
+                if act == "retry":
+                    router.jobs.retry(job.id, router.now)
 
         sink.trouble = trouble
         router.now += 1
         router.attempt()
         assert len(sink.received) == 4
-        left = {"pause": "waiting", "cancel": "cancelled"}[act]
+        left = "cancelled" if act == "cancel" else "waiting"
         assert dict(router.jobs.job(job.id).counts) == {("archive", "delivered"): 4, ("archive", left): 5}
         assert {delivery.next_attempt_at for delivery in router.jobs.due(router.now)} <= {router.now}
         router.standings.resume("archive")
         router.attempt()
-    assert sorted(sink.received) == many(9 if act == "pause" else 4)
+    assert sorted(sink.received) == many(4 if act == "cancel" else 9)
 
 
 def test_late_images_are_sent_and_no_other_again(tmp_path: Path) -> None:
@@ -681,6 +749,13 @@ def test_stow_server_that_refuses_a_syntax_gets_native(tmp_path: Path, phantom: 
     np.testing.assert_array_equal(arrived.pixel_array, dcmread(phantom.folder / "0005.dcm").pixel_array)
 
 
+def test_images_go_by_one_connection(tmp_path: Path) -> None:
+    """STOW-RS has a request for each, in a connection that stays open."""
+    with stow(archive := Archive(), []) as root:
+        job = Router(tmp_path, root).go(*native(*many(20)))
+    assert (job.state, len(archive.kept), archive.connections) == ("delivered", 20, 1)
+
+
 def test_stow_server_in_trouble_gets_the_rest_later(tmp_path: Path) -> None:
     """503 at the second of three: none is sent until it is time again, and none twice."""
     archive = Archive()
@@ -707,23 +782,29 @@ def test_forwarded_image_is_read_back(tmp_path: Path, phantom: Phantom) -> None:
     assert (job.state, job.error) == ("delivered", "")
 
 
-def test_each_forwarded_image_is_committed_for_itself(tmp_path: Path) -> None:
-    """Of three images the archive has lost one: the others are delivered at once, that one when it was sent again."""
-    sink = Sink(trouble=lambda event: 0 if event.request.AffectedSOPInstanceUID == "1.3.1.2" else None)
-    with serving(sink, commits=Witness(sink).on_request) as address:  # type: ignore[arg-type]  # what it asks of an archive, a sink has
+def test_forwarded_images_are_committed_together_and_each_for_itself(tmp_path: Path) -> None:
+    """Of five images, stored one after the other, the archive has lost two: one request names all, and one the two."""
+    sink, lost = Sink(), ("1.3.1.2", "1.3.1.4")
+    witness = Witness(sink)  # type: ignore[arg-type]  # what it asks of an archive, a sink has
+    with serving(sink, commits=witness.on_request) as address:
         router = Router(tmp_path, address, 'confirm = "commitment"')
-        assert router.go(*native(*many(3))).counts == {("archive", "confirming"): 3}
-        router.now += 1
+
+        def trouble(event: evt.Event) -> int | None:
+            router.now += 0.1
+            return 0 if event.request.AffectedSOPInstanceUID in lost and len(sink.received) <= 5 else None
+
+        sink.trouble = trouble
+        assert router.go(*native(*many(5))).counts == {("archive", "confirming"): 5}
         router.attempt()
         (job,) = router.jobs.all()
-        assert job.counts == {("archive", "delivered"): 2, ("archive", "waiting"): 1}
+        assert job.counts == {("archive", "delivered"): 3, ("archive", "waiting"): 2}
         assert "no such object instance" in job.deliveries[0].last_answer
-        sink.trouble = lambda _: None
-        for _ in range(2):
-            router.now += 1
-            router.attempt()
+        router.attempt()
+        router.attempt()
         (job,) = router.jobs.all()
-    assert (job.state, Counter(sink.received)) == ("delivered", Counter({"1.3.1.1": 1, "1.3.1.2": 2, "1.3.1.3": 1}))
+    assert (job.state, Counter(sink.received)) == ("delivered", Counter(many(5)) + Counter(lost))
+    named = [sorted(item.ReferencedSOPInstanceUID for item in asked.ReferencedSOPSequence) for asked in witness.asked]
+    assert (named, sink.associations) == ([many(5), [*lost]], 4)
 
 
 def test_archive_that_is_gone_when_it_is_to_commit_is_asked_later(tmp_path: Path) -> None:

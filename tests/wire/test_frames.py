@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
@@ -16,6 +17,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEG2000Lossless,
     JPEGLSLossless,
     SecondaryCaptureImageStorage,
@@ -25,7 +27,7 @@ from pydicom.uid import (
 from segnode.seg.codecs import jpeg_ls
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
-from segnode.testing.processes import descendants, post_of
+from segnode.testing.processes import descendants, peak, post_of
 from segnode.testing.servers import Server, segnode
 
 STUDY, SERIES = "1.2.3.1", "1.2.3.2"
@@ -169,14 +171,19 @@ def test_pixel_data_as_bulk_data(node: Server, uid: str, count: int) -> None:
 
 
 def test_a_damaged_object_is_given_as_it_is(node: Server) -> None:
-    """What cannot be decoded is not acceptable in another transfer syntax, alone or with others, and had with *."""
+    """What cannot be decoded is not acceptable in a transfer syntax that is asked for, and had with *, or without any."""
     instance = url(node, "1.4", "1").rpartition("/frames")[0]
-    series = instance.rpartition("/instances")[0]
-    for resource, accept in ((instance, "application/dicom"), (series, 'multipart/related; type="application/dicom"')):
-        refused = httpx.get(resource, headers={"Accept": accept}, timeout=60)
-        assert refused.status_code == 406
-        assert "transfer-syntax=*" in refused.text
-        assert httpx.get(resource, headers={"Accept": f"{accept}; transfer-syntax=*"}).status_code == 200
+    refused = httpx.get(
+        instance, headers={"Accept": f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"}, timeout=60
+    )
+    assert refused.status_code == 406
+    assert "transfer-syntax=*" in refused.text
+    for accept in ("application/dicom; transfer-syntax=*", "application/dicom"):
+        given = httpx.get(instance, headers={"Accept": accept}, timeout=60)
+        assert (given.status_code, given.headers["content-type"]) == (
+            200,
+            f"application/dicom; transfer-syntax={JPEGLSLossless}",
+        )
 
 
 def test_one_frame_without_multipart(node: Server) -> None:
@@ -213,12 +220,6 @@ def test_a_large_object_is_not_read_whole(node: Server) -> None:
     assert peak(web) - before < 24 << 20
 
 
-def peak(process: int) -> int:
-    """The most bytes of memory that a process has had."""
-    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) << 10
-
-
 SAMPLES = (
     "pydicom-data/emri_small_RLE.dcm",
     "pydicom-data/emri_small_big_endian.dcm",
@@ -250,3 +251,27 @@ def test_published_samples(node: Server, sample, name: str) -> None:
         path = "/studies/{}/series/{}/instances/{}/frames/1".format(*uids)
         stored = httpx.get(node.dicomweb + path, headers={"Accept": AS_OHIF_ASKS}).content
         assert get_frame(held.PixelData, 0, number_of_frames=count) in stored
+
+
+@pytest.mark.parametrize(("uid", "values"), [("1.3", GREY), ("1.7", GREY.astype(np.int16) - 2000)])
+def test_frames_in_htj2k(node: Server, uid: str, values: np.ndarray) -> None:
+    """Of an object in another codec and of a native one, signed as well: the codestreams are of the same pixels."""
+    if uid == "1.7":
+        signed = image(uid, values, values.tobytes())
+        signed.PixelRepresentation = 1
+        store(node, signed, ExplicitVRLittleEndian)
+    for number, frame in enumerate(values, 1):
+        answer = httpx.get(url(node, uid, str(number)), headers={"Accept": "image/jphc"}, timeout=60)
+        assert answer.headers["content-type"] == f"image/jphc; transfer-syntax={HTJ2KLossless}"
+        np.testing.assert_array_equal(imagecodecs.jpeg2k_decode(answer.content), frame)
+    listed = httpx.get(url(node, uid, "2,1"), headers={"Accept": "multipart/related; type=image/jphc"}, timeout=60)
+    assert (listed.status_code, listed.content.count(b"\xff\x4f\xff\x51")) == (200, 2)
+
+
+def test_what_htj2k_would_misstate_is_not_written(node: Server) -> None:
+    """Of 12 bits stored in 16 the codestream would say 16; and there is none of one bit."""
+    twelve = image("1.8", GREY, GREY.tobytes())
+    twelve.BitsStored, twelve.HighBit = 12, 11
+    store(node, twelve, ExplicitVRLittleEndian)
+    for uid in ("1.8", "1.1"):
+        assert httpx.get(url(node, uid, "1"), headers={"Accept": "image/jphc"}, timeout=60).status_code == 406

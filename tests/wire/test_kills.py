@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -26,6 +26,7 @@ from segnode.errors import DeliveryFailed
 from segnode.node import Store, open_index, open_jobs, open_store
 from segnode.pipeline.labelmaps import Labelmaps
 from segnode.pipeline.tidy import ABANDONED_S, Tidier
+from segnode.roles import Role
 from segnode.store.jobs import Job
 from segnode.store.leases import LEASE_S, new_lease
 from segnode.store.objects import SHELVES
@@ -34,6 +35,7 @@ from segnode.testing.phantom import write_ct
 from segnode.testing.processes import descendants, is_alive, post_of
 from segnode.testing.servers import Server, await_jobs, node_config, restarted_segnode, segnode, until
 from tests.conftest import installed
+from tests.rows import index_of, jobs_of
 from tests.wire.test_durability import by_c_store, by_stow
 from tests.wire.test_first_path import all_label_maps
 from tests.wire.test_serve import SLOW_MODEL, await_gone, events
@@ -73,11 +75,16 @@ def await_starts(node: Server, number: int) -> None:
     until(lambda: len(events(node, "a role is started again")) == number)
 
 
-@contextmanager
-def stopped_at(node: Server, role: str, where: str, trace: Path) -> Iterator[Callable[[], str]]:
+def stopped_at(node: Server, role: str, where: str, trace: Path) -> AbstractContextManager[Callable[[], str]]:
     """Have every thread of a role stop at a rename, as `where` says, until the end; what has been traced so far."""
+    return traced(node, role, trace, "trace=fsync,/^rename", f"inject=/^rename:{where}")
+
+
+@contextmanager
+def traced(node: Server, role: str, trace: Path, *expressions: str) -> Iterator[Callable[[], str]]:
+    """Trace every thread of a role by expressions of strace, until the end; what has been traced so far."""
     processes = role_of(node, role)
-    command = [installed("strace", "strace"), "-ff", "-y", "-e", "trace=fsync,/^rename", "-e", f"inject=/^rename:{where}"]
+    command = [installed("strace", "strace"), "-ff", "-y", *(word for each in expressions for word in ("-e", each))]
     command += ["-o", str(trace), *(word for process in processes for word in ("-p", str(process)))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None
@@ -134,7 +141,7 @@ def on_shelves(node: Server) -> dict[str, Path]:
 
 def orphans(node: Server) -> set[str]:
     """Files that have a key but no row."""
-    return open_index(node_config(node)).rowless(on_shelves(node))
+    return index_of(node).rowless(on_shelves(node))
 
 
 def half_written(node: Server, role: str) -> list[Path]:
@@ -191,10 +198,10 @@ def insist(send: Callable[[Server, Path], None], node: Server, path: Path) -> No
 
 @pytest.mark.parametrize("where", ["delay_enter", "delay_exit"])
 @pytest.mark.parametrize(("role", "send"), [("dimse", by_c_store), ("web", by_stow)])
-def test_door_killed_before_and_after_the_rename(tmp_path: Path, role: str, send: Callable, where: str) -> None:
-    """Killed with the file synchronised or renamed, and no row: no success was said, it can be sent again, and is held once."""
+def test_door_killed_before_and_after_the_rename(tmp_path: Path, role: Role, send: Callable, where: str) -> None:
+    """Killed with the file written or renamed, and no row: no success was said, it can be sent again, and is held once."""
     first, second = written(tmp_path / "1.dcm", "1.2.18.1"), written(tmp_path / "2.dcm", "1.2.18.2")
-    with segnode(tmp_path / "node", "models = []\nrules = []") as node, ThreadPoolExecutor(1) as pool:
+    with segnode(tmp_path / "node", "models = []\nrules = []", roles=(role,)) as node, ThreadPoolExecutor(1) as pool:
         send(node, first)
         with stopped_at(node, role, f"{where}={FOR_EVER_US}", tmp_path / "trace") as trace:
             sent = pool.submit(send, node, second)
@@ -208,9 +215,9 @@ def test_door_killed_before_and_after_the_rename(tmp_path: Path, role: str, send
         await_starts(node, starts)
         with pytest.raises(BROKEN):
             sent.result(60)
-        assert open_index(node_config(node)).find("1.2.18.2") is None
+        assert index_of(node).find("1.2.18.2") is None
         insist(send, node, second)
-        held = open_index(node_config(node)).instances("1.2.3")
+        held = index_of(node).instances("1.2.3")
         assert [instance.sop_instance_uid for instance in held] == ["1.2.18.1", "1.2.18.2"]
         assert on_shelves(node).keys() == {instance.object_key for instance in held} | left
         assert half_written(node, role) == []
@@ -274,7 +281,7 @@ def test_worker_killed_while_the_model_runs(tmp_path: Path, archive: Server, slo
     with segnode(tmp_path / "node", tables(archive.dicomweb, "slow")) as node:
         send_series(node, tmp_path)
         until(lambda: slow_model.exists() and slow_model.read_text() != "")
-        (before,) = open_jobs(node_config(node)).all()
+        (before,) = jobs_of(node).all()
         assert before.state == "inferring"
         await_starts(node, kill_role(node, "worker"))
         until(lambda: not is_alive(int(slow_model.read_text())))
@@ -337,7 +344,7 @@ def test_worker_killed_when_the_archive_has_it(tmp_path: Path, archive_of_any_cl
             send_series(node, tmp_path)
             assert answered.wait(60)
             await_starts(node, kill_role(node, "worker"))
-            (before,) = open_jobs(node_config(node)).all()
+            (before,) = jobs_of(node).all()
             assert (before.state, [d.attempts for d in before.deliveries]) == ("delivering", [0])
             assert all_label_maps(DICOMwebClient(archive.dicomweb), study_of(tmp_path)) == {before.sop_instance_uid}
             killed.set()
@@ -398,7 +405,7 @@ def test_stops_while_it_receives(tmp_path: Path) -> None:
     files = [written(tmp_path / f"{number}.dcm", f"1.2.19.{number}", 4 << 20) for number in (1, 2)]
     dams = [Dam(3 << 20), Dam(3 << 20)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        with segnode(tmp_path / "node", "models = []\nrules = []") as node:
+        with segnode(tmp_path / "node", "models = []\nrules = []", roles=("dimse", "web")) as node:
             dicom = stack.enter_context(relay(node.dicom_port, onward=dams[0]))
             http = stack.enter_context(relay(node.http_port, onward=dams[1]))
             address = DimseAddress(node.ae_title, "127.0.0.1", dicom)
@@ -413,7 +420,7 @@ def test_stops_while_it_receives(tmp_path: Path) -> None:
                 dam.open()
                 assert isinstance(sending.exception(60), BROKEN)
     with restarted_segnode(tmp_path / "node") as node:
-        assert open_index(node_config(node)).instances("1.2.3") == []
+        assert index_of(node).instances("1.2.3") == []
         by_c_store(node, files[0])
         by_stow(node, files[1])
         assert half_written(node, "*") == []

@@ -104,7 +104,7 @@ def test_archive_that_gives_nothing_out_is_a_failure_that_says_so(tmp_path: Path
 def a_note() -> bytes:
     """A rejection note."""
     header = dcmread(BytesIO(segmentation(truth())), stop_before_pixels=True)
-    return rejection_note(RESULT, header, NoteIdentity(NOTE, "2.25.8", datetime.fromtimestamp(CREATED, UTC)))
+    return rejection_note(RESULT, header, NoteIdentity(NOTE, "2.25.8", datetime.fromtimestamp(CREATED, UTC), "SEGNODE"))
 
 
 def owe_note(box: Outbox) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from segnode.seg.read import read_segmentation
 from segnode.seg.recode import recode
 from segnode.seg.write import StoredAs, write_segmentation
 from segnode.seg.write.placement import on_images
+from segnode.testing.answering import answering
 from segnode.testing.part10 import encode_part10
 from segnode.testing.processes import listens
 from segnode.testing.servers import Server, free_port, orthanc, orthanc_program, until
@@ -342,7 +342,7 @@ class Scripted:
 
 
 @contextmanager
-def serving(script: Scripted) -> Iterator[str]:
+def scripted(script: Scripted) -> Iterator[str]:
     """Serve a script; its root."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -360,13 +360,8 @@ def serving(script: Scripted) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield f"http://{address}"
 
 
 def listing(*objects: str) -> Scripted:
@@ -388,7 +383,7 @@ def test_what_is_listed_and_not_given_out_is_named(tmp_path: Path) -> None:
         f"{where}/1.2.3.8": (200, seg(PLAIN)),
         f"{where}/{PLAIN}": (200, seg(PLAIN)),
     }
-    with serving(script) as root:
+    with scripted(script) as root:
         found = slim(config_of(tmp_path, root), "--dry-run")
     assert [row["outcome"] for row in found.values()] == ["failed", "failed", "failed", "would be slimmed"]
     told = [str(row["detail"]) for row in found.values()]
@@ -411,7 +406,7 @@ def test_what_is_listed_and_not_given_out_is_named(tmp_path: Path) -> None:
 def test_answer_that_makes_no_sense_is_an_error(tmp_path: Path, path: str, status: int, body: bytes) -> None:
     """It is named, exit code 1; nothing follows from it."""
     script = Scripted({path: (status, body)})
-    with serving(script) as root:
+    with scripted(script) as root:
         result = run(config_of(tmp_path, root))
     assert (result.exit_code, root in result.stderr) == (1, True), result.output
     assert all(asked.startswith("/studies?") for asked in script.asked)
@@ -425,7 +420,7 @@ def test_study_that_cannot_be_searched_keeps_no_other_from_it(tmp_path: Path) ->
         f"/studies/{OTHER_STUDY}/series": (500, b""),
         f"/studies/{STUDY}/series/1.2.8/instances/{PLAIN}": (200, seg(PLAIN)),
     }
-    with serving(script) as root:
+    with scripted(script) as root:
         rows = json.loads(run(config_of(tmp_path, root), "--dry-run", "--json").stdout)
     assert [(row["study"], row["outcome"]) for row in rows] == [(OTHER_STUDY, "failed"), (STUDY, "would be slimmed")]
     assert "HTTP 500" in rows[0]["detail"]
@@ -433,7 +428,7 @@ def test_study_that_cannot_be_searched_keeps_no_other_from_it(tmp_path: Path) ->
 
 def test_key_that_the_archive_does_not_match_is_an_error(tmp_path: Path) -> None:
     """Otherwise more would be slimmed than was asked for."""
-    with serving(listing(PLAIN)) as root:
+    with scripted(listing(PLAIN)) as root:
         result = run(config_of(tmp_path, root), "--query", "StudyDescription=Liver*")
     assert (result.exit_code, "does not match StudyDescription" in result.stderr) == (1, True)
 
@@ -443,7 +438,7 @@ def test_what_would_not_be_smaller_is_left(tmp_path: Path) -> None:
     deflated = recode(seg(PLAIN), CODECS["deflate"])
     script = listing(PLAIN)
     script.answers[f"/studies/{STUDY}/series/1.2.8/instances/{PLAIN}"] = 200, deflated
-    with serving(script) as root:
+    with scripted(script) as root:
         row = slim(config_of(tmp_path, root, ["labelmap:native"]))[PLAIN]
     assert (row["outcome"], row["detail"]) == ("left", "as a LABELMAP it would not be smaller")
 

@@ -16,10 +16,13 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from segnode.dicom.xml import native_xml
+from segnode.testing.answering import answering
 from segnode.testing.servers import Server, node_config, segnode
 from tests.wire.test_storage import FAILED, OTHER, STORED, files, held, items, kept_bytes
 
 JSON = "application/dicom+json"
+XML = "application/dicom+xml"
 RELATED = f'multipart/related; type="{JSON}"; boundary=b'
 BYTES = "application/octet-stream"
 
@@ -74,6 +77,18 @@ def test_uncompressed_object_is_the_one_that_was_taken_apart(node: Server, image
     assert found == image
     assert found.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert found.file_meta.MediaStorageSOPInstanceUID == "1.2.50.1"
+
+
+def test_xml_with_bulk_data_is_the_object_that_was_taken_apart(node: Server, image: Dataset) -> None:
+    """As from JSON: every attribute and every pixel; each object has a part of its own (PS3.18 10.5.1.2)."""
+    xml = [native_xml(document(image, f"1.2.50.3{n}", PixelData="bulk/1")) for n in (1, 2)]
+    parts = [*(part(each, XML) for each in xml), part(image.PixelData, BYTES, "bulk/1")]
+    response = post(node, *parts, content_type=RELATED.replace(JSON, XML))
+    assert (response.status_code, len(items(response, STORED))) == (200, 2)
+    found = reread(node, "1.2.50.32")
+    found.pop("SpecificCharacterSet")
+    image.pop("SpecificCharacterSet", None)
+    assert found == image
 
 
 def test_several_objects_and_parts_in_any_order(node: Server, image: Dataset) -> None:
@@ -206,12 +221,10 @@ def test_bulk_data_uri_is_never_followed(node: Server, image: Dataset, tmp_path:
 
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
-    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        uris = [f"http://127.0.0.1:{server.server_port}/x", f"file://{secret}", str(secret), "../../index.sqlite"]
+    with answering(HTTPServer(("127.0.0.1", 0), Elsewhere)) as address:
+        uris = [f"http://{address}/x", f"file://{secret}", str(secret), "../../index.sqlite"]
         documents = [document(image, f"1.2.50.9.{n}", PixelData=uri) for n, uri in enumerate(uris)]
         response = post(node, metadata(*documents))
-        server.shutdown()
     assert response.status_code == 409
     assert [reason for reason, _ in items(response, FAILED)] == [0xC000] * len(uris)
     assert not asked.is_set()

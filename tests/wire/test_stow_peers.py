@@ -118,7 +118,7 @@ def test_slow_senders_keep_nobody_waiting(node: Server) -> None:
         for number in range(200):
             data = encode_part10(small(f"1.2.85.{number}"), ExplicitVRLittleEndian)
             data += b"\xe0\x7f\x10\x00OW\0\0" + (400_000).to_bytes(4, "little") + bytes(400_000)
-            head = "POST /dicom-web/studies HTTP/1.1\r\nHost: x\r\nContent-Type: application/dicom\r\n"
+            head = "POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/dicom\r\n"
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", node.http_port), timeout=100))
             connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[:-1000])
             slow.append((connection, data[-1000:]))

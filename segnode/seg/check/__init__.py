@@ -33,14 +33,14 @@ from segnode.seg.check.finding import (
 from segnode.seg.check.frames import PER_FRAME, SHARED, Groups, check_frames, read_groups
 from segnode.seg.check.overlap import check_overlap
 from segnode.seg.check.required import REQUIRED, Required
-from segnode.seg.codecs import DECODERS, NATIVE
+from segnode.seg.codecs import DECODERS
 from segnode.seg.pixels import frames_of
 
 _SEGMENTS: Final = "SegmentSequence"
-_NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
 _RLE: Final = "1.2.840.10008.1.2.5"
 _JPEG_2000_LOSSLESS: Final = "1.2.840.10008.1.2.4.90"
-_FOR_BITS: Final = _NATIVE | {_RLE, _JPEG_2000_LOSSLESS, syntaxes.DEFLATED_IMAGE_FRAME, syntaxes.ENCAPSULATED_UNCOMPRESSED}
+_COMPRESSED_BITS: Final = {_RLE, _JPEG_2000_LOSSLESS, syntaxes.DEFLATED_IMAGE_FRAME, syntaxes.ENCAPSULATED_UNCOMPRESSED}
+_FOR_BITS: Final = syntaxes.NATIVE | _COMPRESSED_BITS
 _LOSSLESS: Final = _FOR_BITS | {f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 110, 201, 202)}
 _ALWAYS_LOSSY: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 _LARGEST_FRAME: Final = 1 << 28
@@ -90,7 +90,7 @@ def _pixels(dataset: Dataset, groups: Groups) -> tuple[Finding, ...]:
         if not isinstance(value, bytes) or not value:
             return (error("PixelData", "PS3.3 C.7.6.3", "is absent or empty; a SEG has one frame at least"),)
         transfer_syntax_uid = _transfer_syntax(dataset)
-        found = [*(_native(dataset, value) if transfer_syntax_uid in _NATIVE else _encapsulated(dataset, value))]
+        found = [*(_native(dataset, value) if transfer_syntax_uid in syntaxes.NATIVE else _encapsulated(dataset, value))]
         if found:
             return tuple(found)
         return (*_values(dataset, transfer_syntax_uid), *check_overlap(dataset, groups, _segment_numbers(dataset)))
@@ -440,7 +440,7 @@ def _values(dataset: Dataset, transfer_syntax_uid: str) -> Iterator[Finding]:
 
 
 def _decodes(transfer_syntax_uid: str) -> bool:
-    return transfer_syntax_uid in NATIVE or transfer_syntax_uid in DECODERS
+    return transfer_syntax_uid in syntaxes.NATIVE or transfer_syntax_uid in DECODERS
 
 
 def _frames(dataset: Dataset) -> Iterator[npt.NDArray[np.unsignedinteger]]:

@@ -104,7 +104,8 @@ def values_of(item: Dataset, keyword: str) -> tuple[Any, ...]:
 
 def text(item: Dataset, keyword: str) -> str:
     """The first value of an attribute as text."""
-    return str(values_of(item, keyword)[0]).strip() if values_of(item, keyword) else ""
+    values = values_of(item, keyword)
+    return str(values[0]).strip() if values else ""
 
 
 def number(item: Dataset, keyword: str) -> int | None:
@@ -155,10 +156,18 @@ def walk(item: Dataset, skip: frozenset[str] = frozenset(), known: "Known | None
         content = content_of(element)
         found = known.get((tag, content)) if content is not None else None
         if found is None:
-            found = (*_element(item, tag, element, keyword), *_below(item, keyword, known, depth))
+            found = walk_sequence(item, tag, element, known, depth)
             if content is not None:
                 known[tag, content] = found
         yield from found
+
+
+def walk_sequence(
+    item: Dataset, tag: BaseTag, element: DataElement | RawDataElement, known: "Known", depth: int = 0
+) -> tuple[Finding, ...]:
+    """What is wrong with one element of an item that is a sequence, and with what is below it; as walk."""
+    keyword = keyword_of(tag)
+    return (*_element(item, tag, element, keyword), *_below(item, keyword, known, depth))
 
 
 Known = dict[tuple[BaseTag, Hashable], tuple[Finding, ...]]

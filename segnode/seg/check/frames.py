@@ -2,12 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_sequence
 from pydicom.tag import BaseTag
 
 from segnode.seg.check.finding import (
@@ -25,7 +29,7 @@ from segnode.seg.check.finding import (
     text,
     value_of,
     values_of,
-    walk,
+    walk_sequence,
     warning,
 )
 from segnode.seg.check.tiles import check_tiles
@@ -166,12 +170,12 @@ def _read(item: Dataset, path: str, found: _Frames) -> None:
 
 
 def _macro(group: Dataset, tag: BaseTag, keyword: str, known: Known) -> _Macro:
-    alone, read, sequence = Dataset(), _READERS.get(keyword), items(group, keyword)
+    read, sequence = _READERS.get(keyword), items(group, keyword)
     try:
-        alone[tag] = group[tag]
+        element = group[tag]
     except UNREADABLE:
         return _Macro((), (error(keyword, "PS3.5 7.5", "cannot be read as a sequence of items; write it anew"),))
-    findings = list(walk(alone, known=known))
+    findings = [*walk_sequence(group, tag, element, known)]
     if read is None:
         return _Macro((), tuple(findings))
     if len(sequence) != 1 and keyword != _DERIVATION:
@@ -260,9 +264,28 @@ def _read_derivation(item: Dataset, path: str) -> Iterator[Any]:
 
 
 def _fixed_code(item: Dataset, path: str, keyword: str, value: str, meaning: str) -> Iterator[Finding]:
-    codes = {(text(code, "CodeValue"), text(code, "CodingSchemeDesignator")) for code in items(item, keyword)}
-    if (value, "DCM") not in codes:
+    if (value, "DCM") not in _codes(item, keyword):
         yield error(f"{path}{keyword}", "PS3.3 A.51.5.1", f"is not ({value}, DCM, {meaning}), which is the code in a SEG")
+
+
+def _codes(item: Dataset, keyword: str) -> frozenset[tuple[str, str]]:
+    """The value and the scheme of each code; what is raw is read once, as every frame has the same."""
+    raw: Any = item.get_item(keyword, keep_deferred=True)
+    if isinstance(raw, RawDataElement) and raw.VR == "SQ" and isinstance(raw.value, bytes):
+        return _codes_in(raw.value, implicit_vr=raw.is_implicit_VR, little_endian=raw.is_little_endian)
+    return _values_and_schemes(items(item, keyword))
+
+
+@lru_cache(maxsize=16)
+def _codes_in(sequence: bytes, *, implicit_vr: bool, little_endian: bool) -> frozenset[tuple[str, str]]:
+    try:
+        return _values_and_schemes(read_sequence(BytesIO(sequence), implicit_vr, little_endian, len(sequence), ["iso8859"]))
+    except UNREADABLE:
+        return frozenset()
+
+
+def _values_and_schemes(codes: Iterable[Dataset]) -> frozenset[tuple[str, str]]:
+    return frozenset((text(code, "CodeValue"), text(code, "CodingSchemeDesignator")) for code in codes)
 
 
 _READERS: Final = {

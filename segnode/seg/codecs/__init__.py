@@ -12,7 +12,6 @@ from pydicom.uid import (
     JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
@@ -29,7 +28,7 @@ from segnode.dicom.transfer_syntaxes import DEFLATED_IMAGE_FRAME, ENCAPSULATED_U
 from segnode.seg.codecs import deflate_frames, htj2k, jpeg_2000, jpeg_lossless, jpeg_ls, native, rle
 from segnode.seg.codecs.frame import FrameDecoder, FrameEncoder, FrameShape
 
-__all__ = ["CODECS", "DECODERS", "LOSSY", "NATIVE", "Codec", "CodecName", "FrameShape"]
+__all__ = ["CODECS", "DECODERS", "LOSSY", "Codec", "CodecName", "FrameShape"]
 
 CodecName = Literal["native", "implicit", "deflate", "deflate-frames", "rle", "jpeg-ls", "jpeg-2000", "htj2k"]
 
@@ -62,10 +61,6 @@ CODECS: Final[Mapping[CodecName, Codec]] = {
         Codec("htj2k", HTJ2KLossless, htj2k.encode, (8, 16)),
     )
 }
-
-NATIVE: Final = frozenset(
-    (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian),
-)
 
 # Not among them: JPEG XL, as imagecodecs stretches values of fewer bits than 8 or 16 without saying so; lossy JPEG, which
 # makes labels of neighbouring ones; video.

@@ -11,6 +11,7 @@ from threading import Lock
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 
 from segnode.seg.codecs import jpeg_2000
 from segnode.seg.codecs.frame import FrameToEncode
@@ -23,8 +24,8 @@ _filling = Lock()
 _filled: list[bool] = []
 
 
-def encode(frame: FrameToEncode) -> bytes:
-    """One reversible codestream of a (rows, columns) frame of 8 or 16 bits; imagecodecs writes none of 1 bit."""
+def encode(frame: FrameToEncode | npt.NDArray[np.integer]) -> bytes:
+    """One reversible codestream of a (rows, columns) frame of 8 or 16 bits, signed too; imagecodecs writes none of 1 bit."""
     if not _filled:
         _fill_tables()
     return _encode(frame)
@@ -37,5 +38,5 @@ def _fill_tables() -> None:
         _filled.append(True)
 
 
-def _encode(frame: FrameToEncode) -> bytes:
+def _encode(frame: FrameToEncode | npt.NDArray[np.integer]) -> bytes:
     return bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(frame), reversible=True))

@@ -12,10 +12,19 @@ from pydicom import Dataset
 
 from segnode.dicom.elements import Buffer
 from segnode.dicom.transfer_syntaxes import encoding_of
-from segnode.dicom.uids import derived_uid, is_uid
+from segnode.dicom.uids import UUID_ROOT, derived_uid, is_uid
 from segnode.errors import CannotConvert, NotAVolume, OverlappingSegments
 from segnode.seg.codecs import Codec
-from segnode.seg.combine import Labelmap, Packed, Pair, combine_segments, label_type, overlapping_voxels, some_of
+from segnode.seg.combine import (
+    PLANES_AT_ONCE,
+    Labelmap,
+    Packed,
+    Pair,
+    combine_segments,
+    label_type,
+    overlapping_voxels,
+    some_of,
+)
 from segnode.seg.convert.groups import KeptGroups, Written, kept_groups, merge, merged_sources
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, fewest_groups
@@ -56,7 +65,7 @@ class Target:
 
     `overlap` is what happens where a LABELMAP cannot hold two segments: `priority` gives a voxel to the first of its
     numbers. `threshold` (of 1) makes segments of a FRACTIONAL; without it a voxel is in that of the greatest fraction.
-    `station_name` is of the node that makes it, which knows its own again by that.
+    `station_name` is of the node that makes it, which knows its own again by that; new UIDs are derived under `uid_root`.
     """
 
     type: SegmentationType
@@ -65,6 +74,7 @@ class Target:
     priority: tuple[int, ...] = ()
     threshold: float | None = None
     station_name: str = ""
+    uid_root: str = UUID_ROOT
 
 
 @dataclass(frozen=True)
@@ -207,7 +217,7 @@ def _encode_labels(
                 overlapping[place] = overlapping_voxels(segments)
         return labels
 
-    pixels = pixel_data(MadeFrames(dtype, len(planes), make), codec)
+    pixels = pixel_data(MadeFrames(dtype, len(planes), make, at_once=PLANES_AT_ONCE), codec)
     for found in overlapping.values():
         counts.update(found)
     return _Labels(planes, pixels)
@@ -266,12 +276,12 @@ def _labelmap(
     bits = label_type(max(source.numbers)).itemsize * 8
     part = Part("LABELMAP", {number: number for number in numbers}, place, parts, bits, len(labels.planes))
     dimensions = _dimensions(converting, labels.planes, part)
-    index = _index_values(masks, labels.planes)
+    index, inside = _index_values(masks, labels.planes), frozenset(numbers)
     items, left_out = _frame_items(
         converting,
         target.codec,
         [
-            _Standing(plane, _frames_in(masks, numbers, plane), values)
+            _Standing(plane, _frames_in(masks, inside, plane), values)
             for plane, values in zip(labels.planes, index, strict=True)
         ],
     )
@@ -297,12 +307,15 @@ def labelmap_uids(sop_instance_uid: str, place: int = 1, parts: int = 1) -> tupl
 
 
 def _uids(source: Segmentation, target: Target, how: Sequence[str], part: Part) -> tuple[str, str]:
-    return _derived(source.sop_instance_uid, target.type, how, part.place, part.parts)
+    return _derived(source.sop_instance_uid, target.type, how, part.place, part.parts, target.uid_root)
 
 
-def _derived(source: str, kind: SegmentationType, how: Sequence[str], place: int, parts: int) -> tuple[str, str]:
+def _derived(
+    source: str, kind: SegmentationType, how: Sequence[str], place: int, parts: int, root: str = UUID_ROOT
+) -> tuple[str, str]:
     origin = (source, kind, how, CONVERTER_REVISION)
-    return str(derived_uid("converted", *origin, f"{place} of {parts}")), str(derived_uid("converted series", *origin))
+    instance = derived_uid("converted", *origin, f"{place} of {parts}", root=root)
+    return str(instance), str(derived_uid("converted series", *origin, root=root))
 
 
 def _stack_of_segments(converting: _Source, target: Target, now: datetime) -> Converted:
@@ -355,10 +368,11 @@ def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int,
 
 def _frames_in(masks: Masks, numbers: Collection[int], plane: int) -> Sequence[int]:
     """The frames of some segments in a plane; all of them where a plane has none of these."""
-    frames, of_frame = masks.frames_of_plane[plane], masks.segmentation.table.segment_numbers
+    frames = masks.frames_of_plane[plane]
     if masks.segmentation.type == "LABELMAP":
         return frames
-    return [frame for frame in frames if int(of_frame[frame]) in numbers] or frames
+    of_frames = masks.segmentation.table.segment_numbers[list(frames)].tolist()
+    return [frame for frame, number in zip(frames, of_frames, strict=True) if number in numbers] or frames
 
 
 def _is_tiled_full(source: Segmentation) -> bool:
@@ -462,7 +476,7 @@ def _require_one_dimension(masks: Masks) -> None:
     pointers = [int(item.get("DimensionIndexPointer", 0)) for item in source.header.get("DimensionIndexSequence") or ()]
     others = [place for place, pointer in enumerate(pointers) if pointer not in _PLACES]
     values, positions = source.table.dimension_index_values, source.table.positions
-    for frames in masks.frames_of_plane:
+    for frames in masks.frames_of_plane if others else ():
         complete = [values[frame] for frame in frames if len(values[frame]) == len(pointers)]
         differing = next((place for place in others if len({value[place] for value in complete}) > 1), None)
         if differing is not None and _has_positions(source):
@@ -471,9 +485,11 @@ def _require_one_dimension(masks: Masks) -> None:
                 f"frames in one place differ in dimension ({tag >> 16:04X},{tag & 0xFFFF:04X}) of DimensionIndexSequence,"
                 " which would be lost: take a segmentation without it"
             )
-        spread = np.abs(positions[list(frames)] - positions[frames[0]]).max() if len(frames) > 1 else 0.0
-        if spread > _SAME_PLACE_MM:
-            raise CannotConvert(
-                f"frames that share a plane lie up to {spread:.2f} mm apart (PlanePositionSequence or"
-                " PlanePositionSlideSequence): one of them would be moved"
-            )
+    planes = masks.planes
+    apart = np.abs(positions - positions[planes.first_frame[planes.of_frame]])
+    spread = float(np.max(apart, initial=0, where=np.isfinite(apart)))
+    if spread > _SAME_PLACE_MM:
+        raise CannotConvert(
+            f"frames that share a plane lie up to {spread:.2f} mm apart (PlanePositionSequence or"
+            " PlanePositionSlideSequence): one of them would be moved"
+        )

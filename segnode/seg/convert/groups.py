@@ -1,24 +1,29 @@
 """Functional groups that a conversion does not make itself: they go over to the frames that stand for those they were of."""
 
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from types import MappingProxyType
+from functools import cache
 from typing import Final
 
 import numpy as np
 from pydicom.datadict import keyword_for_tag
 from pydicom.tag import Tag
 
-from segnode.dicom.elements import ITEM, Element, elements
+from segnode.dicom.elements import elements
 from segnode.dicom.reencode import reencoded
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import CannotConvert
-from segnode.seg.frame_groups import Measures, SourceImage, index_values_alone, item_elements, read_frame_groups
+from segnode.seg.frame_groups import (
+    FRAME_CONTENT,
+    ItemElements,
+    Measures,
+    SourceImage,
+    index_values_alone,
+    item_elements,
+    read_frame_groups,
+)
 from segnode.seg.segmentation import Segmentation
 
-_CONTENT: Final = int(Tag("FrameContentSequence"))
 # Written anew for every frame, of what the table of frames says.
 _MADE: Final = frozenset(
     int(Tag(keyword))
@@ -35,7 +40,6 @@ _OF_DIMENSIONS: Final = frozenset(int(Tag(k)) for k in ("DimensionIndexValues", 
 GEOMETRY: Final = ("PixelMeasuresSequence", "PlaneOrientationSequence")
 _GEOMETRY: Final = frozenset(int(Tag(keyword)) for keyword in GEOMETRY)
 _TOLERANCE: Final = 1e-3  # of a length; of 1 where it is a cosine
-_NO_ELEMENTS: Final[Mapping[int, bytes]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -76,52 +80,36 @@ def kept_groups(source: Segmentation) -> KeptGroups:
     """The groups of a Segmentation that go over. Raises NotDicom; CannotConvert for a geometry that only some frames have."""
     if source.per_frame is None:
         return KeptGroups((), Encoding())
-    data, sequence = source.per_frame
-    tag_of = cache(partial(_tag_in, encoding=sequence.encoding))
-    frames = [_kept(item, sequence.encoding, tag_of) for item in item_elements(data, sequence)]
-    said = {tag: {kept.groups[tag] for kept in frames if tag in kept.groups} for tag in _GEOMETRY}
-    geometry = frozenset(_name(tag) for tag, different in said.items() if different)
-    own = frozenset(tag for tag, different in said.items() if len(different) > 1)
+    said, encoding = source.per_frame.elements, source.per_frame.sequence.encoding
+    groups = {tag: of_frames for tag, of_frames in said.by_tag.items() if tag not in _MADE and tag & 0xFFFF}
+    different = {tag: len({*groups[tag].values()}) for tag in _GEOMETRY & groups.keys()}
+    own = frozenset(tag for tag, count in different.items() if count > 1)
     for tag in own:
-        if any(tag not in kept.groups for kept in frames):
+        if len(groups[tag]) < said.count:
             raise CannotConvert(
                 f"{_name(tag)} differs from frame to frame, and some frames have none: where they lie is not said"
             )
     # What all frames say alike is shared, as `shared_groups` writes it.
-    dropped = _GEOMETRY - own
-    kept = [Kept({t: v for t, v in k.groups.items() if t not in dropped}, k.content) if k.groups else k for k in frames]
-    is_any = any(each.groups or each.content for each in kept)
-    return KeptGroups(kept if is_any else (), sequence.encoding, bool(frames), geometry, frozenset(map(_name, own)))
+    groups = {tag: of_frames for tag, of_frames in groups.items() if tag not in _GEOMETRY - own}
+    content = _contents(said.by_tag.get(FRAME_CONTENT, {}), encoding)
+    frames = [
+        Kept({tag: of_frames[frame] for tag, of_frames in groups.items() if frame in of_frames}, content.get(frame, {}))
+        for frame in range(said.count if groups or content else 0)
+    ]
+    return KeptGroups(frames, encoding, said.count > 0, frozenset(map(_name, different)), frozenset(map(_name, own)))
 
 
-def _kept(item: Sequence[bytes], encoding: Encoding, tag_of: Callable[[bytes], int]) -> Kept:
-    groups, content = {}, _NO_ELEMENTS
-    for element in item:
-        tag = tag_of(element[:4])
-        if tag == _CONTENT:
-            content = content if index_values_alone(element) is not None else _content(element, encoding)
-        elif tag not in _MADE and tag & 0xFFFF:
-            groups[tag] = element
-    return Kept(groups, content) if groups or content else _NONE
-
-
-_NONE: Final = Kept()
+def _contents(of_frames: Mapping[int, bytes], encoding: Encoding) -> dict[int, Mapping[int, bytes]]:
+    """The elements of FrameContentSequence that go over, for each frame that has any."""
+    if index_values_alone(of_frames.values()) is not None:
+        return {}
+    return {frame: found for frame, element in of_frames.items() if (found := _content(element, encoding))}
 
 
 def _content(data: bytes, encoding: Encoding) -> Mapping[int, bytes]:
     group = next(elements(data, 0, len(data), encoding))
-    found = {}
-    for item in item_elements(data, group):
-        for element in item:
-            tag = _tag_in(element, group.encoding)
-            if tag not in _OF_DIMENSIONS and tag & 0xFFFF:
-                found[tag] = element
-    return found or _NO_ELEMENTS
-
-
-def _tag_in(element: bytes, encoding: Encoding) -> int:
-    group, number = struct.unpack_from("<HH" if encoding.little_endian else ">HH", element)
-    return int(group) << 16 | int(number)
+    by_tag = item_elements(data, group).by_tag
+    return {tag: [*found.values()][-1] for tag, found in by_tag.items() if tag not in _OF_DIMENSIONS and tag & 0xFFFF}
 
 
 def merge(
@@ -140,13 +128,13 @@ def merge(
     somewhere = frozenset(tag for each in kept.frames for tag in each.groups)
 
     @cache
-    def written(element: bytes) -> bytes:
-        return _written(element, kept.encoding, encoding)
+    def written(tag: int, element: bytes) -> bytes:
+        return _written(tag, element, kept.encoding, encoding)
 
     new = [
         Written(
-            tuple(written(element) for tag, element in each.groups.items() if tag in everywhere),
-            tuple(map(written, each.content.values())),
+            tuple(written(tag, element) for tag, element in each.groups.items() if tag in everywhere),
+            tuple(written(tag, element) for tag, element in each.content.items()),
         )
         for each in merged
     ]
@@ -170,7 +158,7 @@ def _merged(frames: Sequence[Kept], encoding: Encoding) -> Kept:
 def _require_close(tag: int, one: bytes, other: bytes, encoding: Encoding) -> None:
     if one == other:
         return
-    ours, theirs = _numbers(one, encoding), _numbers(other, encoding)
+    ours, theirs = _numbers(tag, one, encoding), _numbers(tag, other, encoding)
     for keyword, numbers in ours.items():
         absolute = _TOLERANCE if keyword == "ImageOrientationPatient" else 0
         if len(numbers) != len(theirs[keyword]) or not np.allclose(numbers, theirs[keyword], _TOLERANCE, absolute):
@@ -180,10 +168,9 @@ def _require_close(tag: int, one: bytes, other: bytes, encoding: Encoding) -> No
             )
 
 
-def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ...]]:
+def _numbers(tag: int, element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ...]]:
     """What a group of the geometry says."""
-    item = struct.pack("<HHI" if encoding.little_endian else ">HHI", ITEM >> 16, ITEM & 0xFFFF, len(element)) + element
-    (groups,) = read_frame_groups(item, Element(0, 0, 0, len(item), len(item), encoding))
+    (groups,) = read_frame_groups(ItemElements(1, {tag: {0: element}}), encoding)
     measures = groups.measures or Measures(None, None, None)
     lengths = {"SliceThickness": measures.slice_thickness, "SpacingBetweenSlices": measures.spacing_between_slices}
     return {
@@ -193,12 +180,12 @@ def _numbers(element: bytes, encoding: Encoding) -> Mapping[str, tuple[float, ..
     }
 
 
-def _written(element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
+def _written(tag: int, element: bytes, encoding: Encoding, wanted: Encoding) -> bytes:
     """An element in another encoding, little endian. Raises CannotConvert."""
     try:
         return reencoded(element, encoding, wanted)
     except Exception as error:
-        what = f"{_name(_tag_in(element, encoding))} of a frame holds values that are not of their VR"
+        what = f"{_name(tag)} of a frame holds values that are not of their VR"
         raise CannotConvert(f"{what} ({type(error).__name__}): they cannot be written in another transfer syntax") from error
 
 

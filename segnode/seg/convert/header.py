@@ -16,7 +16,7 @@ from pydicom.tag import Tag
 from segnode.dicom.attributes import TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
 from segnode.dicom.transfer_syntaxes import Encoding
-from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
+from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, root_of, segmentation_class
 from segnode.errors import CannotConvert
 from segnode.seg.colour import recommended_cielab
 from segnode.seg.convert.groups import GEOMETRY, KeptGroups
@@ -268,7 +268,8 @@ def _palette(header: Dataset) -> Mapping[int, tuple[int, int, int]] | None:
 
 def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None:
     """Multi-frame dimension and the shared functional groups (PS3.3 C.7.6.17, C.7.6.16)."""
-    uid = derived_uid("dimension organization", str(header.SOPInstanceUID))
+    root = root_of(str(header.SOPInstanceUID))
+    uid = derived_uid("dimension organization", str(header.SOPInstanceUID), root=root)
     organization = Dataset()
     organization.DimensionOrganizationUID = uid
     header.DimensionOrganizationSequence = [organization]
@@ -281,7 +282,7 @@ def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None
     if not header.get("FrameOfReferenceUID") and geometry:
         # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
         series = next((str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", ())), "")
-        header.FrameOfReferenceUID = derived_uid("frame of reference", series or str(header.SeriesInstanceUID))
+        header.FrameOfReferenceUID = derived_uid("frame of reference", series or str(header.SeriesInstanceUID), root=root)
         header.PositionReferenceIndicator = None
 
 

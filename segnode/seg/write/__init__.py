@@ -13,9 +13,9 @@ from segnode.dicom.attributes import COPIED_ATTRIBUTES, TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import PROCESSING_EQUIPMENT, REPLACED, SEGMENTATION, SOURCE_IMAGE
 from segnode.dicom.geometry import Vector
 from segnode.dicom.transfer_syntaxes import encoding_of
-from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, segmentation_class
+from segnode.dicom.uids import MANUFACTURER, UUID_ROOT, derived_uid, is_uid, segmentation_class
 from segnode.errors import LabelError
-from segnode.seg.codecs import CODECS, Codec, CodecName
+from segnode.seg.codecs import CODECS, CodecName
 from segnode.seg.forms import Form
 from segnode.seg.frame_groups import SourceImage
 from segnode.seg.frame_items import FrameItem, decimals, referenced_series
@@ -41,13 +41,13 @@ from segnode.seg.write.describe import (
     with_background,
     without_colours,
 )
-from segnode.seg.write.layout import Layout, Pixels, lay_out, shaped
-from segnode.seg.write.placement import Matrix, Placement, on_images, source_of, text_of
+from segnode.seg.write.layout import Layout, Pixels, lay_out, lay_out_layers, shaped
+from segnode.seg.write.placement import Matrix, Placement, on_volume, source_of, text_of
 
-__all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_labelmap", "write_segmentation"]
+__all__ = ["ENCODER_REVISION", "Algorithm", "Identity", "StoredAs", "write_labelmap", "write_labels", "write_segmentation"]
 
 # Part of every derived UID: raise it when the same labels are written as another object.
-ENCODER_REVISION: Final = "4"
+ENCODER_REVISION: Final = "5"
 
 _COPIED: Final = (*COPIED_ATTRIBUTES, "FrameOfReferenceUID", "PositionReferenceIndicator")
 _REQUIRED_THOUGH_EMPTY: Final = (*TYPE_2_ATTRIBUTES, "PositionReferenceIndicator")
@@ -67,8 +67,10 @@ FractionalType = Literal["PROBABILITY", "OCCUPANCY"]
 class Identity:
     """What a new SEG is called and says of its origin: `created` has a zone, `tracking_uids` is by segment number.
 
-    Without a series number the SEG gets one that tells of the source's. `replaces` is an earlier SEG of the same SOP class
-    and series; `series_created` when the first of that series was.
+    Without a series number the SEG gets one that tells of the source's. `replaces` is an earlier SEG of the same series, of
+    the SOP class `replaced_class`, its own where that is not given; `series_created` when the first of that series was.
+    `station_name` is how what made it calls itself, the serial number where it does not; further UIDs are derived under
+    `uid_root`.
     """
 
     sop_instance_uid: str
@@ -87,6 +89,9 @@ class Identity:
     content_creator_name: str = ""
     series_created: datetime | None = None
     replaces: str = ""
+    replaced_class: str = ""
+    station_name: str = ""
+    uid_root: str = UUID_ROOT
 
 
 @dataclass(frozen=True)
@@ -121,20 +126,33 @@ def write_labelmap(
     """A LABELMAP SEG with a frame for every slice, as a Part 10 file.
 
     `labelmap` is (slices, rows, columns), uint8 or uint16, of segment numbers; `affine` maps (slice, row, column) to LPS
-    mm; `images` are the headers of the single-frame images that the slices lie on, one a slice, in slice order. Raises
-    LabelError, NotAVolume.
+    mm; `images` are the headers of the single-frame images, or of the frames of one image, that the slices lie on, one a
+    slice, in slice order; on planar images slices have no place. Raises LabelError, NotAVolume.
     """
-    placement = replace(on_images(images), spacing_between_slices=_between_slices(affine))
+    return write_labels(labelmap, on_volume(images, affine), dictionary, algorithm, identity, form)
+
+
+def write_labels(
+    labels: npt.NDArray[np.unsignedinteger],
+    placement: Placement,
+    dictionary: LabelDictionary,
+    algorithm: Algorithm,
+    identity: Identity,
+    form: Form,
+) -> bytes:
+    """A SEG of segment numbers ([layers,] planes, rows, columns), uint8 or uint16, that lie where a placement says.
+
+    One layer becomes a LABELMAP with a frame for every plane. Layers, in which segments may overlap, become a BINARY, native,
+    whose segments count 1, 2, 3 … in the order of the dictionary's numbers. Raises LabelError.
+    """
     segments = described_segments(dictionary, algorithm, identity.tracking_uids)
     named = replace(identity, content_description=f"{algorithm.name} {algorithm.version}"[:64])
-    stored_as = StoredAs("LABELMAP", form.codec.name, omit_empty_frames=False)
-    return write_segmentation(labelmap, placement, segments, stored_as, named)
-
-
-def _between_slices(affine: Vector) -> float:
-    """Along their normal (PS3.3 C.7.6.16.2.1), which the step of slices that were taken with a tilted gantry is not."""
-    normal = np.cross(affine[:3, 2], affine[:3, 1])
-    return abs(float(affine[:3, 0] @ normal / np.linalg.norm(normal)))
+    if labels.ndim == 3:
+        stored_as = StoredAs("LABELMAP", form.codec.name, omit_empty_frames=False)
+        return write_segmentation(labels, placement, segments, stored_as, named)
+    layout = lay_out_layers(labels, [segment.number for segment in segments], placement.order)
+    counted = [replace(segment, number=number) for number, segment in enumerate(segments, start=1)]
+    return _write(layout, labels.shape[-2:], placement, counted, StoredAs("BINARY"), named, None)
 
 
 def write_segmentation(
@@ -152,7 +170,7 @@ def write_segmentation(
     On a slide they are the total pixel matrix, as one plane. Raises LabelError for pixels that do not fit the segments, the
     placement or the form; OverlappingSegments for segments that a LABELMAP cannot hold.
     """
-    codec = _require_form(stored_as)
+    _require_form(stored_as)
     require_described(segments, stored_as.type)
     planes = _require_placed(shaped(pixels, placement.matrix), placement)
     full = placement.matrix is not None and placement.matrix.full
@@ -164,17 +182,33 @@ def write_segmentation(
         omit_empty=stored_as.omit_empty_frames and not full,
         maximum=stored_as.maximum_fractional_value,
     )
+    return _write(layout, planes.shape[1:3], placement, segments, stored_as, identity, pyramid)
+
+
+def _write(
+    layout: Layout,
+    size: tuple[int, ...],
+    placement: Placement,
+    segments: Sequence[DescribedSegment],
+    stored_as: StoredAs,
+    identity: Identity,
+    pyramid: Pyramid | None,
+) -> bytes:
+    """Frames of rows and columns (`size`) as a Part 10 file."""
+    codec = CODECS[stored_as.codec]
+    full = placement.matrix is not None and placement.matrix.full
     described = with_background(segments) if stored_as.type == "LABELMAP" else tuple(segments)
     header = _identification(placement, identity, stored_as.type)
-    header.update(_image_description(layout, planes.shape[1:3], placement.images, stored_as))
+    header.update(_image_description(layout, size, placement.images, stored_as))
     if stored_as.palette:
         set_palette(header, described)
         described = without_colours(described)
     header.update(_organization(layout, placement, stored_as.type, identity))
     if placement.matrix is not None:
         header.update(_slide(placement.images[0], placement.matrix, placement.orientation, pyramid))
-    own = (identity.series_description, identity.manufacturer, identity.content_description, identity.content_creator_name)
-    _use_a_character_set_for(header, [*texts(described), *own])
+    own = [identity.series_description, identity.content_description, identity.content_creator_name]
+    equipment = [identity.manufacturer, identity.manufacturer_model_name, identity.device_serial_number]
+    _use_a_character_set_for(header, [*texts(described), *own, *equipment])
     items = [] if full else _frame_items(layout, placement, stored_as.type)
     encoding = encoding_of(codec.transfer_syntax_uid)
     sequences = {
@@ -184,7 +218,7 @@ def write_segmentation(
     return part10(header, items, pixel_data(layout.frames, codec), codec, sequences)
 
 
-def _require_form(stored_as: StoredAs) -> Codec:
+def _require_form(stored_as: StoredAs) -> None:
     codec, kind = CODECS.get(stored_as.codec), stored_as.type
     if kind not in get_args(SegmentationType):
         raise LabelError(f"SegmentationType is none of {', '.join(get_args(SegmentationType))}")
@@ -199,7 +233,6 @@ def _require_form(stored_as: StoredAs) -> Codec:
         raise LabelError(f"SegmentationFractionalType is none of {', '.join(get_args(FractionalType))}")
     if stored_as.palette and kind != "LABELMAP":
         raise LabelError(f"a {kind} segmentation has no palette: give its segments colours (RecommendedDisplayCIELabValue)")
-    return codec
 
 
 def _require_placed(planes: Pixels, placement: Placement) -> Pixels:
@@ -230,7 +263,8 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
             del dataset.FrameOfReferenceUID
     elif not is_uid(str(dataset.get("FrameOfReferenceUID") or "")):
         # Positions need one (PS3.3 A.51.3); a series without its own is a frame of reference of its own.
-        dataset.FrameOfReferenceUID = derived_uid("frame of reference", str(image.SeriesInstanceUID))
+        series = str(image.SeriesInstanceUID)
+        dataset.FrameOfReferenceUID = derived_uid("frame of reference", series, root=identity.uid_root)
     if placement.matrix is not None or not placement.has_positions:
         dataset.PatientOrientation = image.get("PatientOrientation") or None
     dataset.SOPClassUID = segmentation_class(kind)
@@ -242,7 +276,7 @@ def _identification(placement: Placement, identity: Identity, kind: Segmentation
     dataset.InstanceNumber = identity.instance_number
     set_creation(dataset, identity.created, image, identity.series_created)
     if identity.replaces:
-        dataset.ReferencedImageSequence = [_replaced_item(dataset.SOPClassUID, identity.replaces)]
+        dataset.ReferencedImageSequence = [_replaced_item(identity.replaced_class or dataset.SOPClassUID, identity.replaces)]
     dataset.Manufacturer, dataset.ManufacturerModelName = identity.manufacturer, identity.manufacturer_model_name
     dataset.DeviceSerialNumber = identity.device_serial_number
     dataset.SoftwareVersions = identity.software_version
@@ -264,7 +298,8 @@ def _replaced_item(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
 def _contribution(identity: Identity) -> Dataset:
     """What made this object; by the station's name the node knows its own again."""
     item = contribution_item(PROCESSING_EQUIPMENT, identity.software_version, identity.created)
-    item.StationName = item.DeviceSerialNumber = identity.device_serial_number
+    item.StationName = identity.station_name or identity.device_serial_number
+    item.DeviceSerialNumber = identity.device_serial_number
     return item
 
 
@@ -333,8 +368,9 @@ def _organization(layout: Layout, placement: Placement, kind: SegmentationType, 
 def _organization_uid(placement: Placement, kind: SegmentationType, identity: Identity) -> str:
     """Labelmaps on the same images are organised alike, and everything else in a way of its own."""
     if kind == "LABELMAP" and placement.matrix is None and all(place.sources for place in placement.places):
-        return derived_uid("dimension organization", *(text_of(image, "SOPInstanceUID") for image in placement.images))
-    return derived_uid("dimension organization", kind, identity.sop_instance_uid)
+        images = (text_of(image, "SOPInstanceUID") for image in placement.images)
+        return derived_uid("dimension organization", *images, root=identity.uid_root)
+    return derived_uid("dimension organization", kind, identity.sop_instance_uid, root=identity.uid_root)
 
 
 def _organization_type(layout: Layout, placement: Placement) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from segnode.errors import LabelError, OverlappingSegments
 from segnode.seg.combine import extents_in, label_type, values_in
-from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames, one_by_one
+from segnode.seg.pixels import FramesToEncode, FrameToEncode, MadeFrames, largest_value, one_by_one
 from segnode.seg.segmentation import SegmentationType, up_to_a_gap
 from segnode.seg.write.placement import Matrix
 
@@ -103,10 +103,27 @@ def lay_out(
     return Layout(frames, planes, of, "NO")
 
 
+def lay_out_layers(layers: Pixels, numbers: Sequence[int], order: Sequence[int]) -> Layout:
+    """The frames of a BINARY of labels (layers, planes, rows, columns), in which segments may overlap.
+
+    The first of `numbers` is written as 1, the next as 2. Raises LabelError for labels that are none of these.
+    """
+    present = [set().union(*(extents_in(layer) for layer in plane)) for plane in layers.swapaxes(0, 1)]
+    _require_known(present, numbers)
+    kept = [(plane, place) for place, number in enumerate(numbers) for plane in order if number in present[plane]]
+    planes, places = _split(kept or [(plane, place) for place in range(len(numbers)) for plane in order])
+
+    def make(index: int) -> FrameToEncode:
+        return np.asarray((layers[:, planes[index]] == numbers[places[index]]).any(axis=0))
+
+    frames = MadeFrames(_stored_type(None), len(planes), one_by_one(make))
+    return Layout(frames, planes, tuple(place + 1 for place in places), "YES")
+
+
 def _labelmap(labels: Pixels, numbers: Sequence[int], order: Sequence[int], *, omit_empty: bool) -> Layout:
     kept = tuple(order)
     is_signed = labels.dtype.kind == "i"
-    if omit_empty or (is_signed and labels.min() < 0) or labels.max() > up_to_a_gap(set(numbers)):
+    if omit_empty or (is_signed and labels.min() < 0) or largest_value(labels) > up_to_a_gap(set(numbers)):
         present = [values_in(plane) for plane in labels]
         _require_known(present, numbers)
         kept = tuple(plane for plane in order if not omit_empty or present[plane] - {0}) or kept

@@ -1,7 +1,7 @@
 """Where the planes of a new Segmentation lie, and what they were made from: on images, on frames, on a grid, on a slide."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from pydicom import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from segnode.dicom.geometry import Vector
+from segnode.dicom.multi_frame import FrameHeader
 from segnode.errors import NotAVolume
 from segnode.seg.frame_groups import SourceImage
 
@@ -102,6 +103,27 @@ def on_images(images: Sequence[Dataset]) -> Placement:
     )
 
 
+def on_volume(images: Sequence[Dataset], affine: Vector) -> Placement:
+    """One plane on each of the images, or of the frames of one image, of a volume; its affine leads from slice to slice.
+
+    On planar images slices have no place. Raises NotAVolume as on_images.
+    """
+    placement = on_slices(images)
+    return replace(placement, spacing_between_slices=_between_slices(affine)) if placement.has_positions else placement
+
+
+def on_grid_beside(images: Sequence[Dataset], affine: npt.NDArray[np.floating], slices: int) -> Placement:
+    """Planes of a grid of its own, as on_grid, in the frame of reference of the images, or frames of one, of a volume."""
+    frames = [image for image in images if isinstance(image, FrameHeader)]
+    return on_grid([frames[0].image] if frames else images, affine, slices)
+
+
+def _between_slices(affine: Vector) -> float:
+    """Along their normal (PS3.3 C.7.6.16.2.1), which the step of slices that were taken with a tilted gantry is not."""
+    normal = np.cross(affine[:3, 2], affine[:3, 1])
+    return abs(float(affine[:3, 0] @ normal / np.linalg.norm(normal)))
+
+
 def on_frames(image: Dataset) -> Placement:
     """One plane on each frame of a multi-frame image, by frame number; frames without a position have none.
 
@@ -131,6 +153,19 @@ def on_frames(image: Dataset) -> Placement:
         _numbers(measures[0], "PixelSpacing", 2),
         float(measures[0].get("SliceThickness") or 0) or None,
     )
+
+
+def on_slices(images: Sequence[Dataset]) -> Placement:
+    """One plane on each single-frame image, or on each of the frames whose headers are given, in the order that these have.
+
+    Raises NotAVolume as on_images.
+    """
+    frames = [image for image in images if isinstance(image, FrameHeader)]
+    if not frames:
+        return on_images(images)
+    placement = on_frames(frames[0].image)
+    places = tuple(placement.places[frame.frame_number - 1] for frame in frames)
+    return replace(placement, places=places, order=tuple(range(len(places))))
 
 
 def on_grid(images: Sequence[Dataset], affine: npt.NDArray[np.floating], slices: int) -> Placement:

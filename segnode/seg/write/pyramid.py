@@ -39,7 +39,8 @@ def write_pyramid(
     sizes = [level.shape[:2] for level in levels]
     if any(finer[0] <= coarser[0] or finer[1] <= coarser[1] for finer, coarser in pairwise(sizes)):
         raise LabelError("the levels of a pyramid do not become smaller: give the finest first, and factors that rise from 1")
-    pyramid = Pyramid(derived_uid("pyramid", identity.series_instance_uid, identity.sop_instance_uid), label)
+    uid = derived_uid("pyramid", identity.series_instance_uid, identity.sop_instance_uid, root=identity.uid_root)
+    pyramid = Pyramid(uid, label)
     return [
         write_segmentation(
             matrix[np.newaxis],
@@ -98,6 +99,6 @@ def _of_level(identity: Identity, level: int) -> Identity:
         return identity
     return replace(
         identity,
-        sop_instance_uid=derived_uid("pyramid level", identity.sop_instance_uid, str(level)),
+        sop_instance_uid=derived_uid("pyramid level", identity.sop_instance_uid, str(level), root=identity.uid_root),
         instance_number=identity.instance_number + level,
     )

@@ -6,7 +6,8 @@ from typing import Final
 
 import structlog
 
-from segnode.errors import DeliveryFailed
+from segnode.dicom.status import CLASS_INSTANCE_CONFLICT, DUPLICATE_TRANSACTION, NO_SUCH_INSTANCE
+from segnode.errors import DeliveryDeferred, DeliveryFailed
 from segnode.pipeline.back_off import wait_after
 from segnode.pipeline.ports import Committer
 from segnode.store.commitments import Commitments, Reference, Report, Request
@@ -15,10 +16,6 @@ from segnode.store.objects import ObjectStore
 
 _log = structlog.get_logger()
 
-# FailureReason (PS3.4 J.3.3): what is asked for is not held, or of another class; or the transaction UID was used before.
-NO_SUCH_INSTANCE: Final = 0x0112
-CLASS_INSTANCE_CONFLICT: Final = 0x0119
-DUPLICATE_TRANSACTION: Final = 0x0131
 _GIVEN_UP_AFTER_S: Final = 86400.0
 
 
@@ -50,23 +47,34 @@ class Reporter:
     clock: Callable[[], float]
 
     def report_all(self) -> None:
-        """Send every report whose time has come: again with back-off, for a day."""
+        """Send every report whose time has come: again with back-off, for a day.
+
+        Of a peer that cannot be reached the others wait as well, so that nobody else waits for it.
+        """
+        silent_until: dict[str, float] = {}
         for request in self.commitments.unreported(self.clock()):
-            peer = self.committers.get(request.peer)
-            if peer is None:
-                self._defer(request, "no destination has its AE title: add it to [[destinations]]")
+            if request.peer in silent_until:
+                self._put_off(request, silent_until[request.peer], request.attempts)
                 continue
             try:
-                peer.report(judge(request, self.index, self.objects))
+                self._report(request)
             except DeliveryFailed as reason:
-                self._defer(request, str(reason))
+                _log.warning("a report of storage commitment cannot be sent", peer=request.peer, reason=str(reason))
+                until = self.clock() + wait_after(request.attempts)
+                self._put_off(request, until, request.attempts + 1)
+                if isinstance(reason, DeliveryDeferred):
+                    silent_until[request.peer] = until
             else:
                 self.commitments.settle_request(request.id)
 
-    def _defer(self, request: Request, reason: str) -> None:
-        _log.warning("a report of storage commitment cannot be sent", peer=request.peer, reason=reason)
-        now = self.clock()
-        if now - request.requested_at > _GIVEN_UP_AFTER_S:
+    def _report(self, request: Request) -> None:
+        peer = self.committers.get(request.peer)
+        if peer is None:
+            raise DeliveryDeferred("no destination has its AE title: add it to [[destinations]]")
+        peer.report(judge(request, self.index, self.objects))
+
+    def _put_off(self, request: Request, until: float, attempts: int) -> None:
+        if self.clock() - request.requested_at > _GIVEN_UP_AFTER_S:
             self.commitments.settle_request(request.id)
         else:
-            self.commitments.defer_report(request.id, now + wait_after(request.attempts), request.attempts + 1)
+            self.commitments.defer_report(request.id, until, attempts)

@@ -14,10 +14,10 @@ from pynetdicom.dimse_messages import N_ACTION_RSP
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
-from segnode.dicom.status import PROCESSING_FAILURE, SUCCESS
+from segnode.dicom.status import NO_SUCH_INSTANCE, PROCESSING_FAILURE, RESOURCE_LIMITATION, SUCCESS
 from segnode.dicom.uids import is_uid
-from segnode.errors import BadIdentifier, DeliveryDeferred, DeliveryFailed, OutOfResources
-from segnode.pipeline.commit import judge
+from segnode.errors import BadIdentifier, DeliveryDeferred, DeliveryFailed, DeliveryRefused, OutOfResources
+from segnode.pipeline.report_commitment import judge
 from segnode.store.commitments import Commitments, Reference, Report
 from segnode.store.index import Index
 from segnode.store.objects import ObjectStore
@@ -34,11 +34,9 @@ _QUIET_S: Final = 1.0
 # When a report is owed that this process was to send at once, and has not: it was killed then.
 _LOST_AFTER_S: Final = 60.0
 # Statuses of the N-services (PS3.7 C).
-_NO_SUCH_INSTANCE: Final = 0x0112
 _NO_SUCH_EVENT_TYPE: Final = 0x0113
 _INVALID_ARGUMENT: Final = 0x0115
 _NO_SUCH_ACTION: Final = 0x0123
-_RESOURCE_LIMITATION: Final = 0x0213
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,9 @@ class CommitmentDoor:
         """What is bound to the events of an association."""
         return [
             (evt.EVT_N_ACTION, self._on_request),
-            (evt.EVT_N_EVENT_REPORT, lambda event: (heard(event, self._hear), None)),
+            (evt.EVT_N_EVENT_REPORT, lambda event: (heard(event, self.commitments.answer), None)),
             (evt.EVT_DIMSE_SENT, self._on_answer_sent),
         ]
-
-    def _hear(self, report: Report) -> bool:
-        return self.commitments.answer(report, self.clock())
 
     def _on_request(self, event: Event) -> tuple[int, None]:
         """Owe the peer a report; the status of the answer."""
@@ -71,14 +66,14 @@ class CommitmentDoor:
             _log.warning("a request for storage commitment is refused", reason=str(problem))
             return _INVALID_ARGUMENT, None
         except OutOfResources:
-            return _RESOURCE_LIMITATION, None
+            return RESOURCE_LIMITATION, None
         except Exception:  # noqa: BLE001  the border of an association: the peer is told, and the node serves on
             _log.exception("storage commitment broke")
             return PROCESSING_FAILURE, None
 
     def _take(self, event: Event) -> int:
         if event.request.RequestedSOPInstanceUID != WELL_KNOWN_INSTANCE:  # type: ignore[union-attr]
-            return _NO_SUCH_INSTANCE
+            return NO_SUCH_INSTANCE
         if event.action_type != REQUEST:
             return _NO_SUCH_ACTION
         asked = _read(event.action_information)
@@ -147,7 +142,7 @@ class _Asking:
 def heard(event: Event, hear: Callable[[Report], bool]) -> int:
     """Take a report; the status of the answer: success only once it is committed, and of something that was asked."""
     if event.request.AffectedSOPInstanceUID != WELL_KNOWN_INSTANCE:  # type: ignore[union-attr]
-        return _NO_SUCH_INSTANCE
+        return NO_SUCH_INSTANCE
     if event.event_type not in (_ALL_COMMITTED, _SOME_FAILED):
         return _NO_SUCH_EVENT_TYPE
     try:
@@ -156,7 +151,7 @@ def heard(event: Event, hear: Callable[[Report], bool]) -> int:
         _log.warning("a report of storage commitment is refused", reason=str(problem))
         return _INVALID_ARGUMENT
     except OutOfResources:
-        return _RESOURCE_LIMITATION
+        return RESOURCE_LIMITATION
     except Exception:  # noqa: BLE001  the border of an association: the peer is told, and the node serves on
         _log.exception("storage commitment broke")
         return PROCESSING_FAILURE
@@ -199,7 +194,7 @@ def item_of(reference: Reference, reason: int | None = None) -> Dataset:
 
 
 def send_report(association: Association, report: Report) -> None:
-    """Send N-EVENT-REPORT in an association. Raises DeliveryDeferred when it is not taken."""
+    """Send N-EVENT-REPORT in an association. Raises DeliveryRefused when it is not taken, DeliveryDeferred."""
     information = Dataset()
     information.TransactionUID = report.transaction_uid
     if report.committed:
@@ -214,4 +209,4 @@ def send_report(association: Association, report: Report) -> None:
     if "Status" not in status:
         raise DeliveryDeferred("the association broke off before the report was acknowledged")
     if status.Status != SUCCESS:
-        raise DeliveryDeferred(f"the report is answered with status 0x{int(status.Status):04X}")
+        raise DeliveryRefused(f"the report is answered with status 0x{int(status.Status):04X}")

@@ -1,7 +1,7 @@
 """Storage commitment in associations of our own (PS3.4 J): asking archives to stand by what they stored, and telling peers."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,11 +9,9 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_messages import N_EVENT_REPORT_RSP
-from pynetdicom.events import Event
 
 from segnode.dicom.status import SUCCESS, meaning_of
-from segnode.dimse.commitment import PUSH_MODEL, REQUEST, WELL_KNOWN_INSTANCE, heard, item_of, send_report
+from segnode.dimse.commitment_scp import PUSH_MODEL, REQUEST, WELL_KNOWN_INSTANCE, heard, item_of, send_report
 from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import associate
 from segnode.errors import CannotAsk, DeliveryDeferred, DeliveryRefused, NotLetIn
@@ -36,28 +34,28 @@ class DimseCommitter:
         return self.peer.address.ae_title
 
     def ask(
-        self, transaction_uid: str, wanted: Reference, before_asking: Callable[[], None], hear: Callable[[Report], bool]
+        self,
+        transaction_uid: str,
+        wanted: Sequence[Reference],
+        before_asking: Callable[[], None],
+        hear: Callable[[Report], bool],
     ) -> None:
         """Ask by N-ACTION, and stay a moment for a report; see the port Committer."""
         done = threading.Event()
-
-        def note_end(event: Event) -> None:
-            if event.event is not evt.EVT_DIMSE_SENT or isinstance(event.message, N_EVENT_REPORT_RSP):
-                done.set()
-
-        ends = [(end, note_end) for end in (evt.EVT_DIMSE_SENT, evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)]
+        ends = [(end, lambda _: done.set()) for end in (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)]
         handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, lambda event: (heard(event, hear), None)), *ends]
         with associate(self.peer, _KINDS, handlers=handlers) as association:
             if not association.accepted_contexts:
                 raise CannotAsk(f"{self.where} does not accept the Storage Commitment Push Model ({PUSH_MODEL})")
+            _note_served(association, done)
             before_asking()
             self._request(association, transaction_uid, wanted)
             done.wait(_HEAR_S)
 
-    def _request(self, association: Association, transaction_uid: str, wanted: Reference) -> None:
+    def _request(self, association: Association, transaction_uid: str, wanted: Sequence[Reference]) -> None:
         information = Dataset()
         information.TransactionUID = transaction_uid
-        information.ReferencedSOPSequence = [item_of(wanted)]
+        information.ReferencedSOPSequence = [item_of(reference) for reference in wanted]
         try:
             status, _ = association.send_n_action(information, REQUEST, PUSH_MODEL, WELL_KNOWN_INSTANCE)
         except RuntimeError:  # pynetdicom's, where the association broke off before
@@ -76,3 +74,21 @@ class DimseCommitter:
             if not association.accepted_contexts:
                 raise DeliveryRefused(f"{self.where} accepts no reports of storage commitment ({PUSH_MODEL})")
             send_report(association, report)
+
+
+def _note_served(association: Association, done: threading.Event) -> None:
+    """Have `done` set when a report has been answered, not when that begins: a release may come after it, not before.
+
+    pynetdicom serves a report in a thread of its own, which says at its end that the reactor runs, even where that is paused:
+    a release would wait for it for ever.
+    """
+    stock: Any = association._serve_request
+
+    def serve(message: Any, context_id: int) -> None:
+        try:
+            stock(message, context_id)
+        finally:
+            association._is_paused = True
+            done.set()
+
+    association._serve_request = serve  # type: ignore[method-assign, assignment]

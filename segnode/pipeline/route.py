@@ -1,4 +1,4 @@
-"""Forwarding: which objects of a series a rule without a model owes to whom."""
+"""Routing: which objects of a series a rule without a model owes to whom."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from segnode.store.index import Instance, Sender
 from segnode.store.jobs import Decision, Jobs
 
 
-def forward(
+def route(
     jobs: Jobs, decision: Decision, rule: ForwardRule, images: Sequence[Instance], senders: Sequence[Sender], now: float
 ) -> bool:
     """Commit a decision to forward images of a series, and return True; one that was made before stays as it is.

@@ -1,0 +1,1 @@
+"""Training sets: images and segmentations to and from the formats that people train with."""
