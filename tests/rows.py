@@ -1,5 +1,9 @@
 """The rows of a node, in databases that are opened once, however often a test looks."""
 
+import os
+import signal
+import sqlite3
+from contextlib import ExitStack, closing
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +27,16 @@ def jobs_of(node: Server) -> Jobs:
 def commitments_of(node: Server) -> Commitments:
     """What a node has been asked to commit to, and has asked for."""
     return _commitments(node_config(node).data)
+
+
+def stop_between_writes(node: Server, *processes: int) -> None:
+    """Stop processes of a node (SIGSTOP) while none of them writes: one that is stopped with a lock has all others wait."""
+    with ExitStack() as locks:
+        for path in sorted(node_config(node).data.glob("*.sqlite")):
+            connection = locks.enter_context(closing(sqlite3.connect(path, timeout=60, isolation_level=None)))
+            connection.execute("BEGIN IMMEDIATE")
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
 
 
 @lru_cache(4)

@@ -1,7 +1,5 @@
 """Storage commitment over real associations: asked of archives before a delivery counts, and answered to those who ask."""
 
-import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, await_jobs, free_port, node_config, orthanc, orthanc_program, segnode, until
 from tests.conftest import absent
 from tests.outbox import RESULT, outbox
-from tests.rows import commitments_of, index_of, jobs_of
+from tests.rows import commitments_of, index_of, jobs_of, stop_between_writes
 from tests.wire.test_delivery_matrix import BOTH, LABELMAP, Archive, command, go_on, held_by, scp
 from tests.wire.test_kills import await_starts, kill_role, role_of
 from tests.wire.test_serve import events
@@ -304,7 +302,7 @@ def test_report_in_another_association_wakes_the_delivery(tmp_path: Path, phanto
         assert witness.report_to(node, unknown) == 0x0115
         assert witness.report_to(node, another) == 0x0115
         (worker,) = role_of(node, "worker")
-        os.kill(worker, signal.SIGSTOP)
+        stop_between_writes(node, worker)
         assert witness.report_to(node, asked) == 0
         starts = kill_role(node, "worker")
         await_starts(node, starts)

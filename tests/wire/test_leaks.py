@@ -2,8 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from segnode.node import open_jobs
 from segnode.testing.phantom import write_ct
 from segnode.testing.processes import descendants, leads_to, post_of
 from segnode.testing.servers import Server, node_config, segnode, until
+from tests.rows import stop_between_writes
 from tests.wire.test_storage import stow
 
 WARM_UP, SERIES = 60, 240
@@ -69,25 +69,19 @@ def send(node: Server, folders: Iterable[Path]) -> None:
             list(send_files(images, parse_dimse_address(node.dimse, ""), "TEST"))
 
 
-@contextmanager
-def asleep(*processes: int) -> Iterator[None]:
-    """Processes that do nothing for a while."""
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
-
-
 def warm_up(node: Server, archive: Server, folders: Sequence[Path]) -> None:
     """Have everything at work at once that ever is: threads and connections are made when they are first needed."""
     jobs = open_jobs(node_config(node))
-    with asleep(archive.process.pid):
-        with asleep(*(process for process in descendants(node.process.pid) if post_of(process) == "worker-1")):
-            send(node, folders)
+    (worker,) = (process for process in descendants(node.process.pid) if post_of(process) == "worker-1")
+    os.kill(archive.process.pid, signal.SIGSTOP)
+    try:
+        stop_between_writes(node, worker)
+        send(node, folders)
+        os.kill(worker, signal.SIGCONT)
         until(lambda: jobs.count()["delivering"] == len(folders))
+    finally:
+        for process in (worker, archive.process.pid):
+            os.kill(process, signal.SIGCONT)
     await_delivered(node, len(folders))
 
 
