@@ -8,7 +8,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -85,35 +84,15 @@ def serve(config_file: Path | None, roles: Sequence[Any]) -> None:
     from segnode.roles import ROLES
 
     config = with_versions(read_config(config_file))
+    # What is loaded here, all its processes share, and is no garbage in any.
+    gc.disable()
+    from segnode.node import run_role
+
+    gc.freeze()
+    gc.enable()
     _announce(config)
     configure_logs("supervisor")
-    sys.exit(serve_roles(roles or ROLES, config, config_file))
-
-
-@main.command(hidden=True)
-@_config_option
-@click.argument("role")
-@click.argument("number", type=int)
-@click.option("--config-fd", type=int, required=True)
-@click.option("--listening-fd", "listening_fds", type=int, multiple=True)
-@click.option("--ready-fd", type=int, required=True)
-def role(config_file: Path | None, role: Any, number: int, config_fd: int, listening_fds: Sequence[int], ready_fd: int) -> None:
-    """Run one process of a node; `segnode serve` starts these."""
-    # While it loads, nothing that is made is garbage; to look for some takes an eighth of the time.
-    gc.disable()
-    from segnode.logs import configure_logs
-    from segnode.node import run_role
-    from segnode.posts import Inherited
-
-    configure_logs(f"{role}-{number}")
-
-    def ready() -> None:
-        gc.enable()
-        with suppress(BrokenPipeError):  # after a restart nobody waits for it
-            os.write(ready_fd, b"1")
-        os.close(ready_fd)
-
-    run_role(role, number, Inherited(config_file, config_fd, listening_fds), ready)
+    sys.exit(serve_roles(roles or ROLES, config, config_file, run_role))
 
 
 @main.command(hidden=True)

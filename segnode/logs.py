@@ -42,7 +42,8 @@ def configure_logs(process: str) -> None:
     libraries = logging.StreamHandler(sys.stderr)
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     libraries.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[without_meta, as_json], foreign_pre_chain=shared))
-    logging.basicConfig(level=logging.WARNING, handlers=[libraries])
+    # Of the process that this one was forked from, nothing stays.
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries], force=True)
     # What pydicom warns of repeats the value, which may be a patient's.
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", UserWarning)

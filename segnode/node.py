@@ -34,6 +34,7 @@ from segnode.config import (
     require_peers,
 )
 from segnode.errors import ConfigError, LabelError, OutOfResources
+from segnode.logs import configure_logs
 from segnode.pipeline.ports import Archive, Catalogue, Committer, Destination, Segmentation
 from segnode.pipeline.receive import Receiver
 from segnode.pipeline.rules import documents, resolve_rules
@@ -103,9 +104,17 @@ def run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], 
 
     Where the disk has no room for it to start, the process ends with NO_ROOM, and its supervisor tries it again.
     """
+    # While it loads, nothing that is made is garbage; to look for some takes an eighth of the time.
+    gc.disable()
+    configure_logs(f"{role}-{number}")
     os.umask(0o077)
+
+    def serves() -> None:
+        gc.enable()
+        ready()
+
     with _room_to_start():
-        _run_role(role, number, inherited, ready)
+        _run_role(role, number, inherited, serves)
 
 
 def _run_role(role: Role, number: int, inherited: Inherited, ready: Callable[[], None]) -> None:

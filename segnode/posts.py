@@ -1,7 +1,4 @@
-"""The posts of a node: which processes it has, and what they inherit: the configuration and the listening sockets.
-
-The supervisor runs on this and little else, so that it is light and starts at once.
-"""
+"""The posts of a node: which processes it has, and what they inherit: the configuration and the listening sockets."""
 
 import hashlib
 import os
@@ -61,17 +58,25 @@ class Inherited:
         return [socket.socket(fileno=descriptor) for descriptor in self.listening_fds]
 
 
-def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None) -> int:
+# What runs a process of a role, by its number, and calls the last when it serves.
+RunRole = Callable[[Role, int, Inherited, Callable[[], None]], None]
+
+
+def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None, run: RunRole) -> int:
     """Run these roles, each in processes of its own, until SIGTERM or SIGINT; the exit code. Raises CannotStart."""
-    config_fd = os.memfd_create("segnode-config", 0)
+    config_fd = os.memfd_create("segnode-config")
     Inherited(config_file, config_fd).keep(config)
-    arguments = ["--config-fd", str(config_fd), *(["--config", str(config_file)] if config_file else [])]
-    posts = []
-    for role in roles:
-        shared = _listen(role, config)
-        more = [*arguments, *(word for descriptor in shared for word in ("--listening-fd", str(descriptor)))]
-        posts += [Post(role, number, more, [config_fd, *shared]) for number in range(1, _processes(role, config) + 1)]
-    return supervise(posts)
+    inherited = {role: Inherited(config_file, config_fd, _listen(role, config)) for role in roles}
+    posts = [
+        Post(role, number, (config_fd, *inherited[role].listening_fds))
+        for role in roles
+        for number in range(1, _processes(role, config) + 1)
+    ]
+    outcome = supervise(posts)
+    if isinstance(outcome, int):
+        return outcome
+    run(outcome.post.role, outcome.post.number, inherited[outcome.post.role], outcome.ready)
+    return 0
 
 
 def listen(address: Address) -> socket.socket:

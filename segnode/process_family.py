@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from segnode.roles import close_all_but
 from segnode.waiting import readable
 
 MARK: Final = "SEGNODE_MODEL_PROCESS"
@@ -42,10 +43,7 @@ def end_with(life: int, patience: float) -> None:
         os.setsid()
         # Pipes and sockets end with the process that they are of.
         os.dup2(life, 0)
-        for path in Path("/proc/self/fd").iterdir():  # not all that there might be: in containers a billion
-            if path.name != "0":
-                with suppress(OSError):  # that of the listing itself
-                    os.close(int(path.name))
+        close_all_but({0})
         os.read(0, 1)
         prctl(_PR_SET_PDEATHSIG, 0)
         if os.getppid() == process:

@@ -1,19 +1,21 @@
-"""Roles as processes: `segnode serve` starts them, starts again what dies, and none outlives it."""
+"""Roles as processes: `segnode serve` forks them, forks again what dies, and none outlives it."""
 
 import ctypes
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 import structlog
+
+from segnode.waiting import readable
 
 _log = structlog.get_logger()
 
@@ -23,40 +25,43 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 NO_ROOM: Final = os.EX_TEMPFAIL
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _STOP_WITHIN_S: Final = 9
+_STDIN: Final = 0
+_STDOUT: Final = 1
 _STDERR: Final = 2
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
 _STEADY_S: Final = 60.0
+_HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Post:
-    """A process to be kept running: its role, its number among those of that role, what it is told and inherits."""
+    """A process to be kept running: its role, its number among those of that role, and the descriptors that it has."""
 
     role: Role
     number: int
-    arguments: Sequence[str]
     descriptors: Sequence[int]
 
     @property
     def name(self) -> str:
-        """What the process is called in logs and rows, for example dimse-2."""
+        """What the process is called in logs, rows and the system's lists, for example dimse-2."""
         return f"{self.role}-{self.number}"
 
 
-def supervise(posts: Sequence[Post]) -> int:
-    """Keep a process running for each post until SIGTERM or SIGINT; the exit code.
+@dataclass(frozen=True)
+class Forked:
+    """What a process that the supervisor has forked is to do, and where it says that it serves."""
 
-    A process that cannot start ends the node with its exit code. One that dies later, or that a full disk keeps from
-    starting, is started again, after a wait that grows from half a second to half a minute while it keeps dying. SIGHUP
-    goes on to the worker and those who receive by DIMSE.
-    """
-    supervisor = _Supervisor([_Seat(post) for post in posts])
-    try:
-        return supervisor.run()
-    finally:
-        supervisor.stop()
+    post: Post
+    ready_fd: int
+
+    def ready(self) -> None:
+        """Tell the supervisor that it serves; after a restart it does not wait for that."""
+        with suppress(BrokenPipeError):
+            os.write(self.ready_fd, b"1")
+        os.close(self.ready_fd)
 
 
 def die_with_parent(parent: int) -> None:
@@ -66,13 +71,73 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def close_all_but(kept: Collection[int]) -> None:
+    """Close the descriptors that a process has from the one that forked it, but for some."""
+    for path in Path("/proc/self/fd").iterdir():  # not all that there might be: in containers a billion
+        if int(path.name) not in kept:
+            with suppress(OSError):  # that of the listing itself
+                os.close(int(path.name))
+
+
+def supervise(posts: Sequence[Post]) -> int | Forked:
+    """Keep a process running for each post until SIGTERM or SIGINT; the exit code. In such a process, Forked: what it is to do.
+
+    They are forked, with what is loaded here, so that one that died is there again at once. A process that cannot start ends
+    the node with its exit code. One that dies later, or that a full disk keeps from starting, is started again, after a wait
+    that grows from half a second to half a minute while it keeps dying. SIGHUP goes on to the worker and those who receive
+    by DIMSE.
+    """
+    supervisor = _Supervisor([_Seat(post) for post in posts])
+    try:
+        code = supervisor.run()
+    except _InChild as child:
+        return child.forked
+    except BaseException:
+        supervisor.stop()
+        raise
+    supervisor.stop()
+    return code
+
+
+class _InChild(BaseException):
+    """This is the process that was forked: it leaves the supervisor's functions, and does what it is to do."""
+
+    def __init__(self, forked: Forked) -> None:
+        super().__init__(forked)
+        self.forked = forked
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process that was forked, by its descriptor: its number may be another's once it has ended."""
+
+    pidfd: int
+
+    def tell(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def ends_within(self, seconds: float) -> bool:
+        return bool(readable(seconds, self.pidfd))
+
+    def exit_code(self) -> int:
+        """Wait for its end; negative where a signal was that."""
+        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        assert ended is not None  # noqa: S101  it waits
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def bury(self) -> None:
+        """Wait for its end, and let go of it."""
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        os.close(self.pidfd)
+
+
 @dataclass
 class _Seat:
     """A post, its process while it has one, and when it is to be started again while it has none."""
 
     post: Post
-    process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
+    process: _Process | None = None
     started_at: float = 0.0
     start_at: float = 0.0
     deaths: int = 0
@@ -119,12 +184,10 @@ class _Supervisor:
         for seat in self._seats:
             if seat.process is None:
                 continue
-            try:
-                seat.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if not seat.process.ends_within(deadline - time.monotonic()):
                 _log.error("a role did not stop and is killed", stopped=seat.post.name)
-                seat.process.kill()
-                seat.process.wait()
+                seat.process.tell(signal.SIGKILL)
+            seat.process.bury()
         signal.set_wakeup_fd(-1)
 
     def _be_told_to_stop(self, *_: object) -> None:
@@ -140,7 +203,7 @@ class _Supervisor:
             self._be_told_to_stop()
         for seat in self._seats:
             if seat.post.role in ("dimse", "worker") and seat.process is not None:
-                seat.process.send_signal(signal.SIGHUP)
+                seat.process.tell(signal.SIGHUP)
 
     def _forget_wakes(self) -> None:
         with suppress(BlockingIOError):
@@ -149,12 +212,12 @@ class _Supervisor:
     def _terminate(self) -> None:
         for seat in self._seats:
             if seat.process is not None:
-                seat.process.terminate()
+                seat.process.tell(signal.SIGTERM)
 
     def _exit_code_without(self, serving: Sequence[bool]) -> int:
         """The code of a process that ended, or is about to, without having served; 0 where they only had no room."""
         ended = [seat for seat, serves in zip(self._seats, serving, strict=True) if not serves]
-        codes = {seat.post.name: seat.process.wait() for seat in ended if seat.process is not None}
+        codes = {seat.post.name: seat.process.exit_code() for seat in ended if seat.process is not None}
         if set(codes.values()) == {NO_ROOM}:
             return 0
         _log.error("a role cannot start, so the node stops", exit_codes=codes)
@@ -166,16 +229,19 @@ class _Supervisor:
 
     def _look_after(self, seat: _Seat) -> None:
         """See whether a role has died, or is to be started again."""
+        if self._told_to_stop:
+            return
         if seat.process is None:
-            if seat.start_at <= time.monotonic() and not self._told_to_stop:
+            if seat.start_at <= time.monotonic():
                 os.close(self._start(seat))
                 _log.info("a role is started again", started=seat.post.name)
-        elif seat.process.poll() is not None and not self._told_to_stop:
-            self._bury(seat, seat.process.returncode)
+        elif seat.process.ends_within(0):
+            self._bury(seat, seat.process)
 
-    def _bury(self, seat: _Seat, code: int) -> None:
-        self._selector.unregister(seat.pidfd)
-        os.close(seat.pidfd)
+    def _bury(self, seat: _Seat, process: _Process) -> None:
+        code = process.exit_code()
+        self._selector.unregister(process.pidfd)
+        process.bury()
         steady = time.monotonic() - seat.started_at > _STEADY_S
         seat.deaths = 1 if steady else seat.deaths + 1
         wait = min(_FIRST_WAIT_S * 2.0 ** (seat.deaths - 1), _LONGEST_WAIT_S)
@@ -183,30 +249,39 @@ class _Supervisor:
         _log.error("a role has died", died=seat.post.name, exit_code=code, deaths=seat.deaths, starts_again_in_s=wait)
 
     def _start(self, seat: _Seat) -> int:
-        """Start the process of a post; the descriptor on which it says that it serves."""
-        readable, writable = os.pipe()
-        post = seat.post
-        command = [sys.executable, "-m", "segnode", "role", post.role, str(post.number), *post.arguments]
-        command += ["--ready-fd", str(writable)]
+        """Fork the process of a post; the descriptor on which it says that it serves. Raises _InChild in that process."""
+        says, ready_fd = os.pipe()
         parent = os.getpid()
-        seat.process = subprocess.Popen(  # noqa: S603  our own
-            command,
-            pass_fds=(writable, *post.descriptors),
-            stdin=subprocess.DEVNULL,
-            # Before it loads anything: while it does, which may take seconds, it would outlive us and keep the ports.
-            preexec_fn=lambda: _settle_in(parent),  # noqa: PLW1509  there is one thread here
-        )
-        os.close(writable)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # What is told to this process is not heard by the other as long as that has the same ears.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        process = os.fork()
+        if not process:
+            self._settle_in(seat.post, parent, ready_fd)
+            raise _InChild(Forked(seat.post, ready_fd))
+        seat.process = _Process(os.pidfd_open(process))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        os.close(ready_fd)
         seat.started_at = time.monotonic()
-        seat.pidfd = os.pidfd_open(seat.process.pid)
-        self._selector.register(seat.pidfd, selectors.EVENT_READ)
-        return readable
+        self._selector.register(seat.process.pidfd, selectors.EVENT_READ)
+        return says
 
-
-def _settle_in(parent: int) -> None:
-    """End with the parent from the first moment; and a SIGHUP waits until the process listens for it."""
-    die_with_parent(parent)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    def _settle_in(self, post: Post, parent: int, ready_fd: int) -> None:
+        """Become a process of its own, which has nothing of the supervisor and ends with it."""
+        die_with_parent(parent)
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, post.name.encode())
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A SIGHUP waits until the process listens for it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        self._selector.close()
+        self._signals.close()
+        self._wakes.close()
+        stdin = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(stdin, _STDIN)
+        close_all_but({_STDIN, _STDOUT, _STDERR, ready_fd, *post.descriptors})
 
 
 def _is_ready(descriptor: int) -> bool:

@@ -20,7 +20,7 @@ from starlette.types import Send
 
 from segnode.dicomweb import blocks
 from segnode.dicomweb.multipart import Part, message, message_size, sources
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 
 # Retrievals wait for each other here, so that those that decode keep no other request from its thread.
 _MOST_AT_ONCE: Final = 32

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from segnode.dicomweb.rendering import Rendering
 from segnode.errors import BadRequest, NotFound, OutOfResources, SegnodeError, UnreadablePixels
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 from segnode.waiting import readable
 
 _FRAME_CPU_S: Final = 10

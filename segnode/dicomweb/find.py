@@ -14,7 +14,7 @@ from segnode.dicomweb.client import place_of_part
 from segnode.dicomweb.peer import DicomWebPeer
 from segnode.errors import CannotReadBack, DeliveryDeferred, DeliveryFailed, FindFailed
 from segnode.pipeline.ports import Level, Listed
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 
 _SERIES_UID, _COUNT, _INSTANCE_UID = "0020000E", "00201209", "00080018"
 _ANSWER_S: Final = 10.0  # the sweep waits for it

@@ -20,9 +20,9 @@ from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts
 from segnode.errors import BadRequest, NotDicom, ObjectTooLong, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Examined, Receiver, examine
-from segnode.store.filesystem import synchronise
+from segnode.store.filesystem import room_for, synchronise
 from segnode.store.index import Instance, Sender
-from segnode.store.objects import Spool, room_for
+from segnode.store.objects import Spool
 
 _log = structlog.get_logger()
 

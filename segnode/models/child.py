@@ -20,7 +20,7 @@ from segnode.models.doors import load_model, patience
 from segnode.models.progress import hearing
 from segnode.pipeline.ports import Model
 from segnode.process_family import adopt
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 
 
 def serve_model(config: ModelConfig, requests: socket.socket) -> None:

@@ -43,7 +43,7 @@ from segnode.pipeline.ports import Model, Result
 from segnode.process_family import await_end, end_all, family, how
 from segnode.programs import environment_of, require_program
 from segnode.seg.segments import read_label_dictionary
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 
 GRACE_S: Final = 10.0
 CLEANUP_S: Final = 30.0

@@ -29,7 +29,7 @@ from segnode.models.doors import patience
 from segnode.models.prints import Prints
 from segnode.pipeline.ports import Heard, Result
 from segnode.process_family import MARK, await_end, end_all, end_family, family, how, marked, memory_of
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 from segnode.waiting import readable
 
 _WATCH_S: Final = 0.25

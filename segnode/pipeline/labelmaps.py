@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segnode.pipeline.placement_proof import ModelLabels, SourceHeader
-from segnode.store.objects import room_for
+from segnode.store.filesystem import room_for
 
 
 class _Numbers(msgspec.Struct, frozen=True):

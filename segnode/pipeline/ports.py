@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from segnode.config import FormName
 from segnode.dicom.elements import Buffer
 from segnode.dicom.volume import Volume
 from segnode.errors import DeliveryFailed
-from segnode.store.commitments import Reference, Report
+
+if TYPE_CHECKING:
+    from segnode.store.commitments import Reference, Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +202,9 @@ class Committer(Protocol):
     def ask(
         self,
         transaction_uid: str,
-        wanted: Sequence[Reference],
+        wanted: "Sequence[Reference]",
         before_asking: Callable[[], None],
-        hear: Callable[[Report], bool],
+        hear: "Callable[[Report], bool]",
     ) -> None:
         """Ask it to stand by objects; it has said then that it will report.
 
@@ -212,7 +214,7 @@ class Committer(Protocol):
         """
         ...
 
-    def report(self, report: Report) -> None:
+    def report(self, report: "Report") -> None:
         """Tell it what we stand by. Raises DeliveryRefused, DeliveryDeferred."""
         ...
 

@@ -12,9 +12,10 @@ from segnode.dicom.digest import data_set_digest, is_earlier
 from segnode.dicom.header import PREAMBLE, Contributor, Header, read_header
 from segnode.dicom.uids import MANUFACTURER
 from segnode.errors import Duplicate, Mismatch, OutOfResources, Refusal
+from segnode.store.filesystem import room_for
 from segnode.store.index import Arrival, Index, Instance, OpenAssociation, Origin, Sender
 from segnode.store.measures import Meter
-from segnode.store.objects import ObjectStore, room_for
+from segnode.store.objects import ObjectStore
 
 _log = structlog.get_logger()
 

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from segnode.errors import ConfigError
+from segnode.errors import ConfigError, OutOfResources
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
@@ -58,3 +60,17 @@ def synchronise(path: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Say a disk that does not take something as OutOfResources."""
+    try:
+        yield
+    except OSError as error:
+        raise no_room(what, error) from error
+
+
+def no_room(what: str, error: OSError) -> OutOfResources:
+    """What to say of something that the disk does not take."""
+    return OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}")

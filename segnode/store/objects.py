@@ -8,13 +8,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
 from segnode.errors import ObjectTooLong, OutOfResources
-from segnode.store.filesystem import synchronise
+from segnode.store.filesystem import no_room, room_for, synchronise
 from segnode.store.leases import Lease, lease_ids
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -140,7 +140,7 @@ class Spool:
         try:
             self._file.write(block)
         except OSError as error:
-            raise _no_room("an object", error) from error
+            raise no_room("an object", error) from error
 
     def complete(self) -> None:
         """Hand all bytes to the operating system; nothing is written after this. Raises OutOfResources."""
@@ -158,19 +158,6 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         self.discard()
-
-
-@contextmanager
-def room_for(what: str) -> Iterator[None]:
-    """Say a disk that does not take something as OutOfResources."""
-    try:
-        yield
-    except OSError as error:
-        raise _no_room(what, error) from error
-
-
-def _no_room(what: str, error: OSError) -> OutOfResources:
-    return OutOfResources(f"{what} cannot be written to disk: {error.strerror or error}")
 
 
 def _delete_files(folder: Path, before: float) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from segnode.roles import ROLES
+
 
 def descendants(process: int) -> set[int]:
     """The processes under a process."""
@@ -28,8 +30,8 @@ def post_of(process: int) -> str:
         name = Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return ""
-    if "role" in words:
-        return "-".join(words[words.index("role") + 1 :][:2])
+    if name.partition("-")[0] in ROLES:
+        return name
     return "model" if "--life-fd" in words and name != "model-watch" else ""
 
 
