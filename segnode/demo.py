@@ -23,7 +23,8 @@ from pydicom import dcmread
 from segnode.config import Config, ModelConfig
 from segnode.contact_sheet import draw_contact_sheet
 from segnode.dicom.header import read_header
-from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
+from segnode.dicom.slices import Slices, order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import Refusal, SegnodeError
 from segnode.models.process import ModelProcess
 from segnode.node import open_jobs

@@ -33,6 +33,7 @@ from segnode.config import (
     require_access,
     require_peers,
 )
+from segnode.descriptors import readable
 from segnode.errors import ConfigError, LabelError, OutOfResources
 from segnode.logs import configure_logs
 from segnode.pipeline.ports import Archive, Catalogue, Committer, Destination, Segmentation
@@ -52,7 +53,6 @@ from segnode.store.measures import Measures, Meter
 from segnode.store.notices import Notices
 from segnode.store.objects import ABANDONED_S, SHELVES, ObjectStore, object_path
 from segnode.store.standings import Standings
-from segnode.waiting import readable
 
 if TYPE_CHECKING:
     import ssl

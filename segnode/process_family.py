@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from segnode.roles import close_all_but
-from segnode.waiting import readable
+from segnode.descriptors import close_all_but, readable
 
 MARK: Final = "SEGNODE_MODEL_PROCESS"
 

@@ -7,15 +7,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, get_args
 
 import structlog
 
-from segnode.waiting import readable
+from segnode.descriptors import close_all_but, readable
 
 _log = structlog.get_logger()
 
@@ -69,14 +68,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def close_all_but(kept: Collection[int]) -> None:
-    """Close the descriptors that a process has from the one that forked it, but for some."""
-    for path in Path("/proc/self/fd").iterdir():  # not all that there might be: in containers a billion
-        if int(path.name) not in kept:
-            with suppress(OSError):  # that of the listing itself
-                os.close(int(path.name))
 
 
 def supervise(posts: Sequence[Post]) -> int | Forked:

@@ -14,8 +14,8 @@ from pydicom.uid import CTImageStorage
 from segnode.config import Config, DestinationConfig, NodeConfig
 from segnode.dicom.codes import Code
 from segnode.dicom.header import read_header
+from segnode.dicom.slices import Slices, order_slices
 from segnode.dicom.uids import derived_uid
-from segnode.dicom.volume import Slices, order_slices
 from segnode.node import committers, destination
 from segnode.pipeline.confirm import Confirmer
 from segnode.pipeline.deliver import Deliverer

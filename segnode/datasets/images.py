@@ -17,7 +17,7 @@ from pydicom.errors import InvalidDicomError
 from segnode.datasets.grid import Grid
 from segnode.dicom.multi_frame import FrameHeader, frames_without_groups, is_multi_frame, with_pixels
 from segnode.dicom.native_pixels import native_values
-from segnode.dicom.volume import order_slices, stored_values
+from segnode.dicom.slices import order_slices, stored_values
 from segnode.errors import BadDataset
 from segnode.seg.write.placement import on_frames
 

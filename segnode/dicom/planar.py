@@ -8,7 +8,8 @@ from pydicom import Dataset
 
 from segnode.dicom.geometry import Vector
 from segnode.dicom.multi_frame import is_multi_frame
-from segnode.dicom.volume import Slices, Volume, as_text
+from segnode.dicom.slices import Slices, as_text
+from segnode.dicom.volume import Volume
 from segnode.errors import NotAVolume
 
 # What a model may want to know of each, beside what is said of the series.

@@ -14,10 +14,10 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, Final
 
+from segnode.descriptors import readable
 from segnode.dicomweb.rendering import Rendering
 from segnode.errors import BadRequest, NotFound, OutOfResources, SegnodeError, UnreadablePixels
 from segnode.store.filesystem import room_for
-from segnode.waiting import readable
 
 _FRAME_CPU_S: Final = 10
 _OBJECT_CPU_S: Final = 120

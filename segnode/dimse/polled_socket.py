@@ -8,7 +8,7 @@ import ssl
 
 from pynetdicom.transport import AssociationSocket
 
-from segnode.waiting import readable
+from segnode.descriptors import readable
 
 
 class PolledSocket(AssociationSocket):

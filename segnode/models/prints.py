@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from segnode.waiting import readable
+from segnode.descriptors import readable
 
 LONGEST: Final = 1 << 20
 _BLOCK: Final = 1 << 18

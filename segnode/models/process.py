@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from segnode.config import ModelConfig
+from segnode.descriptors import readable
 from segnode.dicom.volume import MappedVolume, Volume
 from segnode.errors import ConfigError, ModelCrashed, ModelFailed, OutOfResources, SegnodeError
 from segnode.models.command import clear
@@ -30,7 +31,6 @@ from segnode.models.prints import Prints
 from segnode.pipeline.ports import Heard, Result
 from segnode.process_family import MARK, await_end, end_all, end_family, family, how, marked, memory_of
 from segnode.store.filesystem import room_for
-from segnode.waiting import readable
 
 _WATCH_S: Final = 0.25
 _HEARD_S: Final = 1.0

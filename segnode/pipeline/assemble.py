@@ -19,17 +19,17 @@ from segnode.dicom.header import read_header
 from segnode.dicom.multi_frame import FrameHeader, with_pixels
 from segnode.dicom.native_pixels import native_values
 from segnode.dicom.planar import planar_slices
-from segnode.dicom.volume import (
+from segnode.dicom.slices import (
     GEOMETRY_ATTRIBUTES,
     MappedArray,
     Slices,
-    Volume,
     as_text,
     map_array,
     mapped_volume,
     order_slices,
     stored_values,
 )
+from segnode.dicom.volume import Volume
 from segnode.errors import MixedPatients, NotAVolume, SegnodeError
 from segnode.pipeline.compressed_pixels import compressed_values
 from segnode.pipeline.rules import Rule, SeriesValues

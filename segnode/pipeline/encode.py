@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 
 from segnode.config import OutputConfig
+from segnode.dicom.slices import Slices
 from segnode.dicom.uids import UUID_ROOT, derived_digest, derived_uid
-from segnode.dicom.volume import Slices
 from segnode.errors import BadSegmentation
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.labelmaps import Labelmaps, Returned

@@ -13,7 +13,8 @@ import structlog
 from pydicom import Dataset
 
 from segnode.dicom.planar import one_by_one
-from segnode.dicom.volume import Slices, Volume
+from segnode.dicom.slices import Slices
+from segnode.dicom.volume import Volume
 from segnode.errors import LabelError, ModelFailed, OutOfResources
 from segnode.pipeline.assemble import Assembler
 from segnode.pipeline.labelmaps import Labelmaps, Returned

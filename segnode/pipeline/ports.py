@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from segnode.config import FormName
-from segnode.dicom.elements import Buffer
 from segnode.dicom.volume import Volume
 from segnode.errors import DeliveryFailed
 
 if TYPE_CHECKING:
+    from segnode.dicom.elements import Buffer
     from segnode.store.commitments import Reference, Report
 
 
@@ -250,6 +250,6 @@ class Archive(Protocol):
         """
         ...
 
-    def fetch(self, listed: Listed) -> Buffer:
+    def fetch(self, listed: Listed) -> "Buffer":
         """An object as a Part 10 file. Raises CannotReadBack, DeliveryDeferred when not now, OutOfResources."""
         ...

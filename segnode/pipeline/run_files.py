@@ -13,8 +13,9 @@ import numpy.typing as npt
 from segnode.config import FormName, ModelConfig, RuleConfig
 from segnode.dicom.digest import data_set_digest
 from segnode.dicom.header import read_header
+from segnode.dicom.slices import mapped_volume
 from segnode.dicom.uids import SEGMENTATION_CLASSES, derived_uid
-from segnode.dicom.volume import Volume, mapped_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import Misplaced, Refusal
 from segnode.pipeline.assemble import map_slices, patients, read_image, require_one_patient, slices_for
 from segnode.pipeline.encode import Maker, write_proven

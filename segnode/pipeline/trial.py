@@ -13,7 +13,7 @@ from pydicom import dcmread
 from segnode.config import Config, FormName
 from segnode.dicom.header import Header, read_header
 from segnode.dicom.planar import planar_slices
-from segnode.dicom.volume import order_slices
+from segnode.dicom.slices import order_slices
 from segnode.errors import NotAVolume, Refusal
 from segnode.pipeline.assemble import values_in_files
 from segnode.pipeline.job_document import model_name

@@ -23,7 +23,8 @@ import numpy as np
 from pydicom import Dataset
 
 from segnode.config import ModelConfig
-from segnode.dicom.volume import MappedVolume, Slices, map_array, mapped_volume
+from segnode.dicom.slices import Slices, map_array, mapped_volume
+from segnode.dicom.volume import MappedVolume
 from segnode.models.process import ModelProcess
 from segnode.seg.segments import read_label_dictionary, segment_numbers
 from segnode.testing.processes import descendants

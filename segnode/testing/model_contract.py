@@ -11,7 +11,8 @@ import numpy as np
 from pydicom import dcmread
 
 from segnode.config import ModelConfig
-from segnode.dicom.volume import Volume, order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.models.doors import load_model
 from segnode.models.grids import turn_to_orientation
 from segnode.pipeline.infer import run_model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_array
 from pydicom import dcmread
 
-from segnode.dicom.volume import order_slices
+from segnode.dicom.slices import order_slices
 from segnode.seg import arrays
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS

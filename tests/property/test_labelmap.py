@@ -13,8 +13,8 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage
 
 from segnode.dicom.codes import Code
+from segnode.dicom.slices import Slices, order_slices
 from segnode.dicom.uids import derived_uid
-from segnode.dicom.volume import Slices, order_slices
 from segnode.seg.forms import FORMS
 from segnode.seg.recode import recode
 from segnode.seg.segments import LabelDictionary, Segment

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from segnode.dicom.volume import order_slices
+from segnode.dicom.slices import order_slices
 from segnode.errors import Misplaced
 from segnode.pipeline.placement_proof import model_labels, require_placed, source_header
 from segnode.seg.forms import FORMS

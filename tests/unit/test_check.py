@@ -23,7 +23,7 @@ from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLSLossless, JPEGLSNearLo
 
 from segnode.cli import main
 from segnode.dicom.codes import Code
-from segnode.dicom.volume import Slices, order_slices
+from segnode.dicom.slices import Slices, order_slices
 from segnode.errors import BadSegmentation, NotASegmentation, NotDicom
 from segnode.pipeline.encode import _require_sound
 from segnode.seg.check import check, check_attributes, read_to_check

@@ -13,7 +13,8 @@ from pydicom import dcmread
 
 from segnode.config import Config, ModelConfig, SecretConfig, parse_config
 from segnode.dicom.geometry import Vector
-from segnode.dicom.volume import Volume, order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import ConfigError, ModelFailed
 from segnode.models.doors import load_model
 from segnode.models.nifti import write_volume

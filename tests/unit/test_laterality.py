@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmread
 
 from segnode.cli import main
 from segnode.dicom.codes import Code
-from segnode.dicom.volume import order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
 from segnode.errors import JobEnded
 from segnode.models import Result, Volume
 from segnode.pipeline.labelmaps import Labelmaps

@@ -1,11 +1,13 @@
 """The built-in model, on the phantom whose truth is known."""
 
+import subprocess
+import sys
 from itertools import permutations, product
 
 import numpy as np
 from pydicom import dcmread
 
-from segnode.dicom.volume import order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
 from segnode.models import Result, Volume
 from segnode.models.threshold import segment
 from segnode.testing.phantom import Phantom
@@ -32,3 +34,11 @@ def test_no_mirror_and_no_swap_of_the_phantom_looks_like_it(phantom: Phantom) ->
         turned = labels.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
         same = turned.shape == labels.shape and np.array_equal(turned, labels)
         assert same == (order == (0, 1, 2) and flips == (1, 1, 1))
+
+
+def test_process_of_a_model_loads_no_dicom_and_no_database() -> None:
+    """What runs a model is there in a third of a second, and leaves the memory to it: pydicom and SQLAlchemy are not loaded."""
+    code = "import sys, segnode.cli, segnode.models.child; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()  # noqa: S603  our own
+    assert "segnode.models.child" in loaded
+    assert not {"pydicom", "sqlalchemy"} & set(loaded)

@@ -16,7 +16,8 @@ from pydicom import Dataset, dcmread
 
 from segnode.config import OutputConfig, parse_config
 from segnode.dicom.codes import Code
-from segnode.dicom.volume import Slices, Volume, order_slices, read_volume
+from segnode.dicom.slices import Slices, order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import Misplaced
 from segnode.models import Result, threshold
 from segnode.pipeline.assemble import Assembler

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from segnode.dicom.volume import Slices, order_slices, read_volume
+from segnode.dicom.slices import Slices, order_slices, read_volume
 from segnode.pipeline.assemble import Assembler, ReadAhead
 from segnode.store.index import QuietSeries
 from tests.unit.test_placement_proof import Node, images_in

@@ -12,7 +12,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLossless, JPEGLosslessSV1
 
 from segnode.dicom.native import in_native
-from segnode.dicom.volume import Volume, order_slices, read_volume, stored_values
+from segnode.dicom.slices import order_slices, read_volume, stored_values
+from segnode.dicom.volume import Volume
 from segnode.errors import NotAVolume, UnreadablePixels
 from segnode.testing.phantom import Phantom
 

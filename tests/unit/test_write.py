@@ -12,7 +12,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from segnode.dicom.codes import Code
-from segnode.dicom.volume import Slices, order_slices
+from segnode.dicom.slices import Slices, order_slices
 from segnode.seg.forms import FORMS
 from segnode.seg.segments import LabelDictionary, Segment
 from segnode.seg.write import Algorithm, Identity, write_labelmap

@@ -15,8 +15,8 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from segnode.dicom.slices import order_slices, read_volume
 from segnode.dicom.uids import derived_uid
-from segnode.dicom.volume import order_slices, read_volume
 from segnode.models.doors import load_model
 from segnode.seg.segments import read_label_dictionary
 from segnode.testing.servers import Server, await_jobs, node_config, segnode

@@ -19,8 +19,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from pynetdicom import AE, evt
 
 from segnode.config import parse_dimse_address
+from segnode.dicom.slices import order_slices, read_volume
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
-from segnode.dicom.volume import order_slices, read_volume
 from segnode.dimse.scu import send_files
 from segnode.models.threshold import segment
 from segnode.store.jobs import Job

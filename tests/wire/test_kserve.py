@@ -18,7 +18,8 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import dcmread
 
 from segnode.config import ModelConfig, parse_dimse_address
-from segnode.dicom.volume import Volume, order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.dimse.scu import send_files
 from segnode.errors import ConfigError, ModelFailed
 from segnode.models.kserve import load

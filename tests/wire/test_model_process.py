@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from pydicom import Dataset
 
 from segnode.config import ModelConfig
-from segnode.dicom.volume import Slices, Volume, map_array, mapped_volume
+from segnode.dicom.slices import Slices, map_array, mapped_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import ConfigError, ModelCrashed, ModelFailed
 from segnode.models import threshold
 from segnode.models.child import _segment

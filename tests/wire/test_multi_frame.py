@@ -13,7 +13,8 @@ from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from segnode.dicom.volume import Volume, order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
+from segnode.dicom.volume import Volume
 from segnode.errors import Misplaced, NotAVolume
 from segnode.models.threshold import segment
 from segnode.pipeline.placement_proof import require_images_in_volume

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from pydicom import dcmread
 
 from segnode.config import ModelConfig
-from segnode.dicom.volume import order_slices, read_volume
+from segnode.dicom.slices import order_slices, read_volume
 from segnode.models.process import ModelProcess
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"

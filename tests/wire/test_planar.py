@@ -13,8 +13,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from segnode.dicom.planar import one_by_one, planar_slices
+from segnode.dicom.slices import read_volume
 from segnode.dicom.uids import derived_uid
-from segnode.dicom.volume import read_volume
 from segnode.errors import Misplaced, NotAVolume
 from segnode.pipeline.placement_proof import require_images_in_volume
 from segnode.testing.servers import await_jobs, node_config, segnode

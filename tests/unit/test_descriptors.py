@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from segnode.waiting import readable
+from segnode.descriptors import readable
 
 
 @pytest.mark.parametrize("lowest", [0, 1100])
