@@ -4,9 +4,11 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from httpx._transports import default as transports
 from hypothesis import settings
 from pydicom import Dataset, dcmread
 from sqlalchemy import Connection, Engine
@@ -19,6 +21,9 @@ from segnode.testing.servers import Server, orthanc, orthanc_program
 # How long an example takes says nothing on a machine that others use as well.
 settings.register_profile("segnode", deadline=None)
 settings.load_profile("segnode")
+
+# Each request by itself would read a hundred authorities of the web for 25 ms, of which a test needs none.
+transports.create_ssl_context = cache(transports.create_ssl_context)
 
 PEERS = Path(__file__).parents[1] / ".peers"
 SAMPLES = Path(os.environ.get("SEGNODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
