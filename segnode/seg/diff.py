@@ -6,14 +6,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import Dataset
 
 from segnode.seg.combine import Packed
 from segnode.seg.masks import Masks, masks_of
 from segnode.seg.segmentation import DescribedSegment, Segmentation
+from segnode.seg.values import decimals_of, items_of
 
 _SAME_PLACE_MM: Final = 1e-2
 _SAME_COSINE: Final = 1e-4
 _SAME_SPACING: Final = 1e-4  # of the spacing
+_SAME_ORIGIN: Final = 0.1  # of the spacing
 
 # Of each voxel of a plane how much is in the segment, from 0 to 1; None where nothing is.
 _Inside = npt.NDArray[np.float32] | None
@@ -80,7 +83,7 @@ def diff(a: Segmentation, b: Segmentation) -> Difference:
 
     Planes are matched by their place; a plane that one does not have is background there. Segments are matched by number
     and meaning, then by meaning (label and type), then by number. A FRACTIONAL's voxel counts from half of its maximum on,
-    and is compared as a fraction. Raises UnreadablePixels, NotAVolume, NotFound, OverlappingSegments.
+    and is compared as a fraction. Raises UnreadablePixels, NotAVolume, NotFound, NotASegmentation, OverlappingSegments.
     """
     geometry = tuple(_geometry(a, b))
     if geometry:
@@ -113,25 +116,40 @@ def _geometry(a: Segmentation, b: Segmentation) -> Iterator[str]:
         value, other = a.header.get(keyword), b.header.get(keyword)
         if value != other and (keyword != "FrameOfReferenceUID" or (value and other)):
             yield f"{keyword} is {value} in one and {other} in the other"
+    spacing = max(_spacing(a) or (0.0,))
     for keyword, values, others, tolerance in (
-        ("PixelSpacing", _spacing(a), _spacing(b), _SAME_SPACING * max(_spacing(a) or (0.0,))),
+        ("PixelSpacing", _spacing(a), _spacing(b), _SAME_SPACING * spacing),
         ("ImageOrientationPatient", _orientation(a), _orientation(b), _SAME_COSINE),
+        ("ImageOrientationSlide", _slide_orientation(a), _slide_orientation(b), _SAME_COSINE),
+        ("TotalPixelMatrixOriginSequence", _origin(a), _origin(b), _SAME_ORIGIN * spacing),
     ):
-        if (values is None) != (others is None) or (
-            values is not None and others is not None and not np.allclose(values, others, rtol=0, atol=tolerance)
-        ):
-            yield f"{keyword} is {values} in one and {others} in the other"
+        if len(values) != len(others) or not np.allclose(values, others, rtol=0, atol=tolerance):
+            yield f"{keyword} is {values or None} in one and {others or None} in the other"
     if _kind_of_place(a) != _kind_of_place(b):
         yield f"frames lie by {_kind_of_place(a)} in one and by {_kind_of_place(b)} in the other"
 
 
-def _spacing(segmentation: Segmentation) -> tuple[float, ...] | None:
-    spacings = segmentation.table.spacings
-    return spacings[0] if spacings else None
+def _spacing(segmentation: Segmentation) -> tuple[float, ...]:
+    return next(iter(segmentation.table.spacings), ())
 
 
-def _orientation(segmentation: Segmentation) -> tuple[float, ...] | None:
-    return segmentation.table.orientations[0] if segmentation.table.orientations else None
+def _orientation(segmentation: Segmentation) -> tuple[float, ...]:
+    return next(iter(segmentation.table.orientations), ())
+
+
+def _slide_orientation(segmentation: Segmentation) -> tuple[float, ...]:
+    return decimals_of(segmentation.header, "ImageOrientationSlide") if segmentation.is_tiled else ()
+
+
+def _origin(segmentation: Segmentation) -> tuple[float, ...]:
+    """X and Y of the first pixel of a total pixel matrix in mm."""
+    if not segmentation.is_tiled:
+        return ()
+    item = next(iter(items_of(segmentation.header, "TotalPixelMatrixOriginSequence")), Dataset())
+    return (
+        *decimals_of(item, "XOffsetInSlideCoordinateSystem"),
+        *decimals_of(item, "YOffsetInSlideCoordinateSystem"),
+    )
 
 
 def _kind_of_place(segmentation: Segmentation) -> str:

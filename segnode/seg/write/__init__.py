@@ -152,6 +152,7 @@ def write_labels(
         return write_segmentation(labels, placement, segments, stored_as, named)
     layout = lay_out_layers(labels, [segment.number for segment in segments], placement.order)
     counted = [replace(segment, number=number) for number, segment in enumerate(segments, start=1)]
+    require_described(counted, "BINARY")
     return _write(layout, labels.shape[-2:], placement, counted, StoredAs("BINARY"), named, None)
 
 
