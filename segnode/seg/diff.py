@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from segnode.seg.combine import Packed
-from segnode.seg.masks import Masks, masks_of
+from segnode.seg.masks import Masks, masks_of, require_no_contradiction
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 from segnode.seg.values import decimals_of, items_of
 
@@ -89,6 +89,8 @@ def diff(a: Segmentation, b: Segmentation) -> Difference:
     if geometry:
         return Difference(geometry)
     masks, other = masks_of(a, 0.5), masks_of(b, 0.5)
+    require_no_contradiction(masks)
+    require_no_contradiction(other)
     pairs = _matched(a, b)
     tallies = [_Tally() for _ in pairs]
     places = _places(masks, other)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from segnode.errors import OverlappingSegments, UnreadablePixels
 from segnode.seg.combine import Packed, PlacedFrames, placed_frames, segments_in, values_in
-from segnode.seg.planes import Planes, planes_of
+from segnode.seg.planes import Planes, contradiction, frames_twice, planes_of
 from segnode.seg.segmentation import Segmentation
 
 Result = TypeVar("Result")
@@ -85,6 +85,17 @@ def masks_of(segmentation: Segmentation, threshold: float | None = None) -> Mask
     for frame, plane in enumerate(planes.of_frame.tolist()):
         frames[plane].append(frame)
     return Masks(segmentation, planes, tuple(map(tuple, frames)), threshold)
+
+
+def require_no_contradiction(masks: Masks) -> None:
+    """Refuse two frames of one segment in one place, unless they are the same: neither says what both together would.
+
+    Raises OverlappingSegments, UnreadablePixels.
+    """
+    source = masks.segmentation
+    for one, other in frames_twice(source, masks.planes) if source.type != "LABELMAP" else ():
+        if not np.array_equal(source.frames.decode(one), source.frames.decode(other)):
+            raise contradiction(source, one, other)
 
 
 def of_each_plane(work: Callable[[int], Result], count: int) -> Iterator[Result]:

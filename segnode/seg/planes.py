@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from segnode.dicom.geometry import Vector, unit_normal
-from segnode.errors import NotAVolume
+from segnode.errors import NotAVolume, OverlappingSegments
 from segnode.seg.frame_groups import FrameTable, Integers
 from segnode.seg.segmentation import Segmentation
 
@@ -61,6 +61,23 @@ def planes_of(segmentation: Segmentation) -> Planes:
     if all(table.sources):
         return _planes_by_key([sources[0][:3] for sources in table.sources], in_order=False)
     return _planes_by_key(_indices_without_segment(segmentation), in_order=True)
+
+
+def frames_twice(segmentation: Segmentation, planes: Planes) -> list[tuple[int, int]]:
+    """Pairs of frames that are of one segment and in one plane, as those of a time series are."""
+    placed = np.flatnonzero(planes.of_frame >= 0)
+    places = planes.of_frame[placed] << 16 | segmentation.table.segment_numbers[placed]
+    order = np.argsort(places, kind="stable")
+    twice = np.flatnonzero(np.diff(places[order]) == 0)
+    return [*zip(placed[order[twice]].tolist(), placed[order[twice + 1]].tolist(), strict=True)]
+
+
+def contradiction(segmentation: Segmentation, one: int, other: int) -> OverlappingSegments:
+    """The error for two such frames."""
+    return OverlappingSegments(
+        f"frames {one + 1} and {other + 1} are both of segment {segmentation.table.segment_numbers[one]} in one place"
+        " (PlanePositionSequence): which one holds is not said"
+    )
 
 
 def grid_of(segmentation: Segmentation, planes: Planes) -> Grid:

@@ -603,3 +603,24 @@ def test_native_pixels_longer_than_their_length_can_say_are_refused() -> None:
     assert frames.nbytes > 1 << 32
     with pytest.raises(CannotConvert, match="rle"):
         pixel_data(frames, CODECS["native"])
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
+def test_two_frames_of_a_segment_in_one_place_must_agree(kind: str) -> None:
+    """They were laid onto each other: a time series that does not say so became labels that none of its frames has."""
+    labels = np.zeros((4, 8, 8), np.uint8)
+    labels[1, 2:5, 3:7] = 1
+    source = header(write_segmentation(labels, on_images(series(4, 8, 8)), [manual(1)], StoredAs(kind), IDENTITY))
+    source.PerFrameFunctionalGroupsSequence.append(source.PerFrameFunctionalGroupsSequence[0])
+    source.NumberOfFrames, frame = 2, source.PixelData
+    source.PixelData = frame + frame
+    other = "LABELMAP" if kind == "BINARY" else "BINARY"
+    again = part10_of(source)
+    assert read_segmentation(one(again, target(other)).part10).frames.all().sum() == labels.sum()
+    source.PixelData = frame + bytes(len(frame) - 2) + (b"\1\1" if kind == "BINARY" else b"\xff\xff")
+    for work in (
+        lambda: convert(part10_of(source), target(other), NOW),
+        lambda: diff(read_segmentation(again), read_segmentation(part10_of(source))),
+    ):
+        with pytest.raises(OverlappingSegments, match="frames 1 and 2 are both of segment 1"):
+            work()

@@ -30,7 +30,7 @@ from segnode.seg.convert.groups import KeptGroups, Written, kept_groups, merge, 
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, fewest_groups
 from segnode.seg.frame_items import FrameItem
-from segnode.seg.masks import Masks, masks_of, of_each_plane
+from segnode.seg.masks import Masks, masks_of, of_each_plane, require_no_contradiction
 from segnode.seg.part10 import part10
 from segnode.seg.pixels import FrameToEncode, MadeFrames, one_by_one, pixel_data
 from segnode.seg.planes import Planes, grid_of
@@ -161,6 +161,7 @@ def _converted(data: Buffer, source: Segmentation, target: Target, now: datetime
         raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
     masks = masks_of(source, target.threshold)
     _require_one_dimension(masks)
+    require_no_contradiction(masks)
     whole = _Source(masks, kept_groups(source))
     if target.type == "LABELMAP":
         return _labelmaps(whole, target, now)

@@ -105,8 +105,8 @@ def _require_writable(segment: DescribedSegment, here: str) -> None:
         raise LabelError(
             f"{here} SegmentDescription has {len(segment.description)} characters, where 1024 are allowed: shorten it"
         )
-    if segment.cielab is not None and (len(segment.cielab) != 3 or not all(0 <= part <= 0xFFFF for part in segment.cielab)):
-        raise LabelError(f"{here} RecommendedDisplayCIELabValue holds something else than three numbers of 0 to 65535")
+    if segment.cielab is not None and not all(0 <= part <= 0xFFFF for part in segment.cielab):
+        raise LabelError(f"{here} RecommendedDisplayCIELabValue holds something else than numbers of 0 to 65535")
 
 
 def _one_line_texts(segment: DescribedSegment) -> Mapping[str, Sequence[str]]:
