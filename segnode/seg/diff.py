@@ -10,10 +10,10 @@ from pydicom import Dataset
 
 from segnode.seg.combine import Packed
 from segnode.seg.masks import Masks, masks_of, require_no_contradiction
+from segnode.seg.planes import same_place_in
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 from segnode.seg.values import decimals_of, items_of
 
-_SAME_PLACE_MM: Final = 1e-2
 _SAME_COSINE: Final = 1e-4
 _SAME_SPACING: Final = 1e-4  # of the spacing
 _SAME_ORIGIN: Final = 0.1  # of the spacing
@@ -202,7 +202,8 @@ def _places(masks: Masks, other: Masks) -> list[tuple[int | None, int | None]]:
     """Pairs of planes in one place, in order; None where one has no plane there."""
     keys, other_keys = _keys(masks, masks.segmentation), _keys(other, masks.segmentation)
     if _kind_of_place(masks.segmentation).startswith("position"):
-        return _by_position(keys, other_keys)
+        same = min(same_place_in(each.segmentation.table) for each in (masks, other))
+        return _by_position(keys, other_keys, same)
     planes, other_planes = ({key: plane for plane, key in enumerate(k)} for k in (keys, other_keys))
     return [(planes.get(key), other_planes.get(key)) for key in dict.fromkeys((*keys, *other_keys))]
 
@@ -217,16 +218,16 @@ def _keys(masks: Masks, reference: Segmentation) -> list[Any]:
     return [tuple(sorted({(s.sop_instance_uid, s.frame_numbers) for s in table.sources[frame]})) for frame in first]
 
 
-def _by_position(positions: Sequence[Any], others: Sequence[Any]) -> list[tuple[int | None, int | None]]:
-    """Both are in order along the same normal: walk along them, and pair what lies in one place."""
+def _by_position(positions: Sequence[Any], others: Sequence[Any], same: float) -> list[tuple[int | None, int | None]]:
+    """Pair what lies in one place, up to the `same` distance in mm."""
     pairs: list[tuple[int | None, int | None]] = []
     points, other_points = np.array(positions), np.array(others)
     free = set(range(len(other_points)))
     for plane, point in enumerate(points):
         distances = np.linalg.norm(other_points - point, axis=1)
         nearest = int(distances.argmin())
-        pairs.append((plane, nearest if distances[nearest] <= _SAME_PLACE_MM else None))
-        free.discard(nearest if distances[nearest] <= _SAME_PLACE_MM else -1)
+        pairs.append((plane, nearest if distances[nearest] <= same else None))
+        free.discard(nearest if distances[nearest] <= same else -1)
     return pairs + [(None, plane) for plane in sorted(free)]
 
 
