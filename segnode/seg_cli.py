@@ -72,7 +72,12 @@ def check_segmentations(paths: Sequence[Path], *, as_json: bool) -> None:
     for file in segmentation_files(paths):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of is found again, with its rule
-            findings = check(read_to_check(file))
+            try:
+                findings = check(read_to_check(file))
+            except SegnodeError as error:  # the other files are checked all the same
+                click.echo(f"segnode: {error}", err=True)
+                sound = False
+                continue
         sound = sound and all(finding.severity != "error" for finding in findings)
         found.extend({"file": str(file), **dataclasses.asdict(finding)} for finding in findings)
         if not as_json:

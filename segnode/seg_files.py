@@ -8,8 +8,9 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from segnode.dicom.header import read_header
+from segnode.dicom.header import read_file_meta, read_header
 from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.errors import CannotWrite, NotASegmentation, Refusal
 from segnode.store.filesystem import synchronise
@@ -30,11 +31,23 @@ def segmentation_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _is_segmentation(path: Path) -> bool:
+    """Whether a file is a SEG, or was one before it was damaged; what cannot be opened may be one."""
     try:
         with path.open("rb") as file:
-            return read_header(file).sop_class_uid in SEGMENTATION_CLASSES
-    except (OSError, Refusal):
+            return _class_of(file) in SEGMENTATION_CLASSES
+    except Refusal:
         return False
+    except OSError:
+        return True
+
+
+def _class_of(file: BinaryIO) -> str:
+    """The SOP class of a Part 10 file; of one whose data set is broken, that which is before it. Raises Refusal."""
+    try:
+        return read_header(file).sop_class_uid
+    except Refusal:
+        file.seek(0)
+        return read_file_meta(file).sop_class_uid
 
 
 @contextmanager

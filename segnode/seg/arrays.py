@@ -16,7 +16,16 @@ from segnode.seg.codecs import FrameShape
 from segnode.seg.combine import Labelmap, combine_binary, label_type, values_in
 from segnode.seg.frame_groups import Integers
 from segnode.seg.pixels import Frames, read_frames
-from segnode.seg.planes import REFERENCED_SEGMENT_NUMBER, Grid, Planes, grid_of, matrix_affine, planes_of
+from segnode.seg.planes import (
+    REFERENCED_SEGMENT_NUMBER,
+    Grid,
+    Planes,
+    contradiction,
+    frames_twice,
+    grid_of,
+    matrix_affine,
+    planes_of,
+)
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 from segnode.seg.values import items_of, text_of
 
@@ -334,17 +343,10 @@ def _filled(shape: tuple[int, ...], dtype: "np.dtype[Any]", fill: int = 0) -> np
 
 def _require_one_frame_a_segment(segmentation: Segmentation, planes: Planes, selection: Selection) -> None:
     """Refuse a time series, for one: laid onto each other, its frames would say what none of them says."""
-    numbers = segmentation.table.segment_numbers
-    chosen = np.flatnonzero((planes.of_frame >= 0) & np.isin(numbers, selection.numbers))
-    places = planes.of_frame[chosen] << 16 | numbers[chosen]
-    order = np.argsort(places, kind="stable")
-    twice = np.flatnonzero(np.diff(places[order]) == 0)
-    if len(twice):
-        one, other = chosen[order[twice[0]]], chosen[order[twice[0] + 1]]
-        raise OverlappingSegments(
-            f"frames {one + 1} and {other + 1} are both of segment {numbers[one]} in one place (PlanePositionSequence):"
-            " which one holds is not said"
-        )
+    numbers, chosen = segmentation.table.segment_numbers, frozenset(selection.numbers)
+    for one, other in frames_twice(segmentation, planes):
+        if int(numbers[one]) in chosen:
+            raise contradiction(segmentation, one, other)
 
 
 def _frames_of_1_bit(segmentation: Segmentation) -> Frames:

@@ -24,6 +24,10 @@ Pair = tuple[int, int]
 # Planes that a thread combines at once: with fewer, threads wait for each other at every step of NumPy.
 PLANES_AT_ONCE: Final = 16
 _MOST_NAMED: Final = 8
+# Pairs of segments that overlap: what is said of them takes memory, and a small file can have any number.
+_MOST_PAIRS: Final = 1 << 18
+# Segments of one plane that share voxels with others: each is held against each.
+_MOST_SHARING: Final = 1 << 12
 # Bytes of masks that are compared pair by pair, and what a pair costs at least: a file can hold pairs for days.
 _MOST_COMPARED: Final = 1 << 35
 _LEAST_PAIR: Final = 1 << 16
@@ -159,7 +163,10 @@ def some_of(pairs: Sequence[str]) -> str:
 
 
 def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
-    """How many voxels each pair of the packed segments of one plane shares, the lower number first."""
+    """How many voxels each pair of the packed segments of one plane shares, the lower number first.
+
+    Raises OverlappingSegments for more than can be told.
+    """
     covered: Packed = np.zeros(1, np.uint8)
     shared = covered
     for packed in segments.values():
@@ -168,11 +175,22 @@ def overlapping_voxels(segments: Mapping[int, Packed]) -> Counter[Pair]:
     if not shared.any():
         return counts
     inside = {number: cut for number, packed in sorted(segments.items()) if (cut := packed & shared).any()}
+    if len(inside) > _MOST_SHARING:
+        raise OverlappingSegments(
+            f"{len(inside)} segments overlap others on one plane: no more than {_MOST_SHARING} are resolved"
+        )
     for place, (number, cut) in enumerate(inside.items()):
-        for other in list(inside)[:place]:
+        for other in islice(inside, place):
             if voxels := int(np.bitwise_count(cut & inside[other]).sum()):
                 counts[other, number] += voxels
+        require_few(counts)
     return counts
+
+
+def require_few(counts: Mapping[Pair, int]) -> None:
+    """Raise OverlappingSegments for more pairs than can be told and kept apart."""
+    if len(counts) > _MOST_PAIRS:
+        raise OverlappingSegments(f"more than {_MOST_PAIRS} pairs of segments overlap: {told(counts, are_all=False)}")
 
 
 def segments_in(frames: Frames, of_plane: Sequence[int], number_of_frame: Sequence[int]) -> dict[int, Packed]:

@@ -6,14 +6,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import Dataset
 
 from segnode.seg.combine import Packed
-from segnode.seg.masks import Masks, masks_of
+from segnode.seg.masks import Masks, masks_of, require_no_contradiction
+from segnode.seg.planes import same_place_in
 from segnode.seg.segmentation import DescribedSegment, Segmentation
+from segnode.seg.values import decimals_of, items_of
 
-_SAME_PLACE_MM: Final = 1e-2
 _SAME_COSINE: Final = 1e-4
 _SAME_SPACING: Final = 1e-4  # of the spacing
+_SAME_ORIGIN: Final = 0.1  # of the spacing
 
 # Of each voxel of a plane how much is in the segment, from 0 to 1; None where nothing is.
 _Inside = npt.NDArray[np.float32] | None
@@ -80,12 +83,14 @@ def diff(a: Segmentation, b: Segmentation) -> Difference:
 
     Planes are matched by their place; a plane that one does not have is background there. Segments are matched by number
     and meaning, then by meaning (label and type), then by number. A FRACTIONAL's voxel counts from half of its maximum on,
-    and is compared as a fraction. Raises UnreadablePixels, NotAVolume, NotFound, OverlappingSegments.
+    and is compared as a fraction. Raises UnreadablePixels, NotAVolume, NotFound, NotASegmentation, OverlappingSegments.
     """
     geometry = tuple(_geometry(a, b))
     if geometry:
         return Difference(geometry)
     masks, other = masks_of(a, 0.5), masks_of(b, 0.5)
+    require_no_contradiction(masks)
+    require_no_contradiction(other)
     pairs = _matched(a, b)
     tallies = [_Tally() for _ in pairs]
     places = _places(masks, other)
@@ -113,25 +118,40 @@ def _geometry(a: Segmentation, b: Segmentation) -> Iterator[str]:
         value, other = a.header.get(keyword), b.header.get(keyword)
         if value != other and (keyword != "FrameOfReferenceUID" or (value and other)):
             yield f"{keyword} is {value} in one and {other} in the other"
+    spacing = max(_spacing(a) or (0.0,))
     for keyword, values, others, tolerance in (
-        ("PixelSpacing", _spacing(a), _spacing(b), _SAME_SPACING * max(_spacing(a) or (0.0,))),
+        ("PixelSpacing", _spacing(a), _spacing(b), _SAME_SPACING * spacing),
         ("ImageOrientationPatient", _orientation(a), _orientation(b), _SAME_COSINE),
+        ("ImageOrientationSlide", _slide_orientation(a), _slide_orientation(b), _SAME_COSINE),
+        ("TotalPixelMatrixOriginSequence", _origin(a), _origin(b), _SAME_ORIGIN * spacing),
     ):
-        if (values is None) != (others is None) or (
-            values is not None and others is not None and not np.allclose(values, others, rtol=0, atol=tolerance)
-        ):
-            yield f"{keyword} is {values} in one and {others} in the other"
+        if len(values) != len(others) or not np.allclose(values, others, rtol=0, atol=tolerance):
+            yield f"{keyword} is {values or None} in one and {others or None} in the other"
     if _kind_of_place(a) != _kind_of_place(b):
         yield f"frames lie by {_kind_of_place(a)} in one and by {_kind_of_place(b)} in the other"
 
 
-def _spacing(segmentation: Segmentation) -> tuple[float, ...] | None:
-    spacings = segmentation.table.spacings
-    return spacings[0] if spacings else None
+def _spacing(segmentation: Segmentation) -> tuple[float, ...]:
+    return next(iter(segmentation.table.spacings), ())
 
 
-def _orientation(segmentation: Segmentation) -> tuple[float, ...] | None:
-    return segmentation.table.orientations[0] if segmentation.table.orientations else None
+def _orientation(segmentation: Segmentation) -> tuple[float, ...]:
+    return next(iter(segmentation.table.orientations), ())
+
+
+def _slide_orientation(segmentation: Segmentation) -> tuple[float, ...]:
+    return decimals_of(segmentation.header, "ImageOrientationSlide") if segmentation.is_tiled else ()
+
+
+def _origin(segmentation: Segmentation) -> tuple[float, ...]:
+    """X and Y of the first pixel of a total pixel matrix in mm."""
+    if not segmentation.is_tiled:
+        return ()
+    item = next(iter(items_of(segmentation.header, "TotalPixelMatrixOriginSequence")), Dataset())
+    return (
+        *decimals_of(item, "XOffsetInSlideCoordinateSystem"),
+        *decimals_of(item, "YOffsetInSlideCoordinateSystem"),
+    )
 
 
 def _kind_of_place(segmentation: Segmentation) -> str:
@@ -182,7 +202,8 @@ def _places(masks: Masks, other: Masks) -> list[tuple[int | None, int | None]]:
     """Pairs of planes in one place, in order; None where one has no plane there."""
     keys, other_keys = _keys(masks, masks.segmentation), _keys(other, masks.segmentation)
     if _kind_of_place(masks.segmentation).startswith("position"):
-        return _by_position(keys, other_keys)
+        same = min(same_place_in(each.segmentation.table) for each in (masks, other))
+        return _by_position(keys, other_keys, same)
     planes, other_planes = ({key: plane for plane, key in enumerate(k)} for k in (keys, other_keys))
     return [(planes.get(key), other_planes.get(key)) for key in dict.fromkeys((*keys, *other_keys))]
 
@@ -197,16 +218,16 @@ def _keys(masks: Masks, reference: Segmentation) -> list[Any]:
     return [tuple(sorted({(s.sop_instance_uid, s.frame_numbers) for s in table.sources[frame]})) for frame in first]
 
 
-def _by_position(positions: Sequence[Any], others: Sequence[Any]) -> list[tuple[int | None, int | None]]:
-    """Both are in order along the same normal: walk along them, and pair what lies in one place."""
+def _by_position(positions: Sequence[Any], others: Sequence[Any], same: float) -> list[tuple[int | None, int | None]]:
+    """Pair what lies in one place, up to the `same` distance in mm."""
     pairs: list[tuple[int | None, int | None]] = []
     points, other_points = np.array(positions), np.array(others)
     free = set(range(len(other_points)))
     for plane, point in enumerate(points):
         distances = np.linalg.norm(other_points - point, axis=1)
         nearest = int(distances.argmin())
-        pairs.append((plane, nearest if distances[nearest] <= _SAME_PLACE_MM else None))
-        free.discard(nearest if distances[nearest] <= _SAME_PLACE_MM else -1)
+        pairs.append((plane, nearest if distances[nearest] <= same else None))
+        free.discard(nearest if distances[nearest] <= same else -1)
     return pairs + [(None, plane) for plane in sorted(free)]
 
 

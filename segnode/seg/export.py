@@ -1,5 +1,6 @@
 """Labels for programs that do not read DICOM: NumPy, NIfTI-1 and NRRD files with a labelmap and its geometry."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -70,7 +71,8 @@ def _nrrd(segmentation: Segmentation, labels: LabelVolume, path: Path) -> None:
         "space units": ["mm", "mm", "mm"],
         "kinds": ["domain", "domain", "domain"],
         "encoding": "gzip",
-        "segments": segments_as_json(segmentation).decode(),
+        # Its header is ASCII (teem's format definition), which JSON can be written in too.
+        "segments": json.dumps(json.loads(segments_as_json(segmentation))),
     }
     nrrd.write(str(path), labels.array.transpose(2, 1, 0), header)
 

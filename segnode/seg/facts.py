@@ -10,6 +10,7 @@ from segnode.seg.combine import Packed
 from segnode.seg.masks import Masks, masks_of, of_each_plane
 from segnode.seg.planes import grid_of
 from segnode.seg.segmentation import DescribedSegment, Segmentation
+from segnode.seg.values import items_of, text_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Facts:
 
 
 def facts_of(segmentation: Segmentation) -> Facts:
-    """The facts of a SEG. Raises NotAVolume, NotFound, OverlappingSegments, UnreadablePixels."""
+    """The facts of a SEG. Raises NotASegmentation, NotAVolume, NotFound, OverlappingSegments, UnreadablePixels."""
     masks = masks_of(segmentation, 0.5)
     geometry = _geometry(segmentation, masks)
     voxels, overlapping = _voxels(masks)
@@ -124,10 +125,6 @@ def _voxels(masks: Masks) -> tuple[dict[int, int], int]:
 
 def _references(segmentation: Segmentation) -> dict[str, int]:
     """How many instances of each series are referred to."""
-    header = segmentation.header
-    others = header.get("StudiesContainingOtherReferencedInstancesSequence") or ()
-    listed = [*header.get("ReferencedSeriesSequence", ())]
-    listed += [series for study in others for series in study.get("ReferencedSeriesSequence", ())]
-    return {
-        str(series.get("SeriesInstanceUID") or ""): len(series.get("ReferencedInstanceSequence") or ()) for series in listed
-    }
+    others = items_of(segmentation.header, "StudiesContainingOtherReferencedInstancesSequence")
+    listed = [series for of in (segmentation.header, *others) for series in items_of(of, "ReferencedSeriesSequence")]
+    return {text_of(series, "SeriesInstanceUID"): len(items_of(series, "ReferencedInstanceSequence")) for series in listed}

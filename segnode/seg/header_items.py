@@ -56,8 +56,11 @@ def set_creation(header: Dataset, created: datetime, source: Dataset, series_cre
 
 
 def following_series_number(source: Dataset) -> int:
-    """A number that sorts behind the source series and tells of it: series 3 gives 301."""
-    number = int(source.get("SeriesNumber") or 0)
+    """A number that sorts behind the source series and tells of it: series 3 gives 301, one without a number 1."""
+    try:
+        number = int(source.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        number = 0
     return number * 100 + 1 if 0 <= number < 10_000_000 else 1
 
 

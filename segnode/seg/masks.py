@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from segnode.errors import OverlappingSegments
+from segnode.errors import OverlappingSegments, UnreadablePixels
 from segnode.seg.combine import Packed, PlacedFrames, placed_frames, segments_in, values_in
-from segnode.seg.planes import Planes, planes_of
+from segnode.seg.planes import Planes, contradiction, frames_twice, planes_of
 from segnode.seg.segmentation import Segmentation
 
 Result = TypeVar("Result")
+
+# A frame of a few kilobytes can hold every number there is.
+_LARGEST_PLANE: Final = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,9 @@ class Masks:
         labels = self.segmentation.frames.decode(frames[0])
         present = values_in(labels)
         self.segmentation.require_described(present)
+        size = len(present) * self.segmentation.frames.shape.pixels // 8
+        if size > _LARGEST_PLANE:
+            raise UnreadablePixels(f"a frame holds {len(present)} segments, whose masks take {size >> 30} GiB: too many")
         return {number: _packed(labels == number) for number in sorted(present.intersection(self.segmentation.numbers))}
 
 
@@ -79,6 +85,17 @@ def masks_of(segmentation: Segmentation, threshold: float | None = None) -> Mask
     for frame, plane in enumerate(planes.of_frame.tolist()):
         frames[plane].append(frame)
     return Masks(segmentation, planes, tuple(map(tuple, frames)), threshold)
+
+
+def require_no_contradiction(masks: Masks) -> None:
+    """Refuse two frames of one segment in one place, unless they are the same: neither says what both together would.
+
+    Raises OverlappingSegments, UnreadablePixels.
+    """
+    source = masks.segmentation
+    for one, other in frames_twice(source, masks.planes) if source.type != "LABELMAP" else ():
+        if not np.array_equal(source.frames.decode(one), source.frames.decode(other)):
+            raise contradiction(source, one, other)
 
 
 def of_each_plane(work: Callable[[int], Result], count: int) -> Iterator[Result]:

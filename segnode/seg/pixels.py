@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
 from segnode.dicom.transfer_syntaxes import NATIVE
-from segnode.errors import UnreadablePixels
+from segnode.errors import CannotConvert, UnreadablePixels
 from segnode.seg.codecs import DECODERS, Codec, FrameShape
 from segnode.seg.codecs.frame import Frame, FrameDecoder, require_decodable
 from segnode.seg.fragments import encapsulated, frames_of_fragments
@@ -23,6 +23,7 @@ FrameToEncode = npt.NDArray[np.unsignedinteger] | npt.NDArray[np.bool_]
 # and that threads end together. Eight, as so many of 1 bit make whole bytes.
 FRAMES_AT_ONCE: Final = 8
 _MOST_THREADS: Final = 8
+_LONGEST_NATIVE: Final = (1 << 32) - 4
 
 
 class FramesToEncode(Protocol):
@@ -301,12 +302,25 @@ def _same_bytes(data: bytes | memoryview, other: bytes | memoryview) -> bool:
 
 
 def pixel_data(frames: FramesToEncode, codec: Codec) -> bytes | memoryview:
-    """The value of PixelData for frames, of even length; bool is 1 bit, packed across frames if native."""
+    """The value of PixelData for frames, of even length; bool is 1 bit, packed across frames if native.
+
+    Raises CannotConvert for more than a native one can have.
+    """
     if codec.encapsulated:
         return encapsulated(encode_frames(frames, codec))
     if isinstance(frames, np.ndarray) and frames.dtype != np.bool_ and frames.nbytes % 2 == 0:
+        _require_native(frames.nbytes)
         return np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
     return _native_data(frames).data
+
+
+def _require_native(length: int) -> None:
+    """Raise CannotConvert where the length of PixelData does not fit into its 32 bits."""
+    if length > _LONGEST_NATIVE:
+        raise CannotConvert(
+            f"PixelData would have {length} bytes, where its length is written with 32 bits (PS3.5 7.1): take a codec that"
+            " compresses frames, such as rle"
+        )
 
 
 def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
@@ -314,6 +328,7 @@ def _native_data(frames: FramesToEncode) -> npt.NDArray[np.uint8]:
     count, bits = len(frames), _bits(frames)
     pixels = next(frame.size for frame in frames[:1])
     length = (count * pixels * bits + 7) // 8
+    _require_native(length)
     out = np.zeros(length + length % 2, np.uint8)
     packed = frames.packed if isinstance(frames, MadeFrames) and pixels % 8 == 0 else None
 

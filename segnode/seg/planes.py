@@ -1,12 +1,13 @@
 """Where the frames of a Segmentation lie: which share a place, in which order the places are, and whether they are a grid."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from segnode.dicom.geometry import Vector, unit_normal
-from segnode.errors import NotAVolume
+from segnode.errors import NotAVolume, OverlappingSegments
 from segnode.seg.frame_groups import FrameTable, Integers
 from segnode.seg.segmentation import Segmentation
 
@@ -57,10 +58,27 @@ def planes_of(segmentation: Segmentation) -> Planes:
         return _planes_by_key([tuple(tile) for tile in table.tiles.tolist()], in_order=True)
     if np.isfinite(table.positions).all() and len(table.orientations) <= 1:
         axes = _axes(table.orientations[0]) if table.orientations else np.eye(3)[::-1]
-        return _planes_by_position(table.positions @ axes.T, _same_place(table))
+        return _planes_by_position(table.positions @ axes.T, same_place_in(table))
     if all(table.sources):
         return _planes_by_key([sources[0][:3] for sources in table.sources], in_order=False)
     return _planes_by_key(_indices_without_segment(segmentation), in_order=True)
+
+
+def frames_twice(segmentation: Segmentation, planes: Planes) -> list[tuple[int, int]]:
+    """Pairs of frames that are of one segment and in one plane, as those of a time series are."""
+    placed = np.flatnonzero(planes.of_frame >= 0)
+    places = planes.of_frame[placed] << 16 | segmentation.table.segment_numbers[placed]
+    order = np.argsort(places, kind="stable")
+    twice = np.flatnonzero(np.diff(places[order]) == 0)
+    return [*zip(placed[order[twice]].tolist(), placed[order[twice + 1]].tolist(), strict=True)]
+
+
+def contradiction(segmentation: Segmentation, one: int, other: int) -> OverlappingSegments:
+    """The error for two such frames."""
+    return OverlappingSegments(
+        f"frames {one + 1} and {other + 1} are both of segment {segmentation.table.segment_numbers[one]} in one place"
+        " (PlanePositionSequence): which one holds is not said"
+    )
 
 
 def grid_of(segmentation: Segmentation, planes: Planes) -> Grid:
@@ -81,7 +99,7 @@ def grid_of(segmentation: Segmentation, planes: Planes) -> Grid:
     offsets = positions - positions[0]
     distances = offsets @ normal
     shift = float(np.linalg.norm(offsets - np.outer(distances, normal), axis=1).max())
-    if shift > _SHIFT_TOLERANCE_MM:
+    if shift > shift_tolerance(spacing):
         raise NotAVolume(f"the frames are shifted against each other by up to {shift:.2f} mm (ImagePositionPatient)")
     step, slice_of_plane = _steps(distances, table, min(spacing))
     affine = np.eye(4)
@@ -138,11 +156,23 @@ def _axes(orientation: tuple[float, ...]) -> Vector:
     return np.stack([unit_normal(row_cosine, column_cosine), column_cosine, row_cosine])
 
 
-def _same_place(table: FrameTable) -> float:
-    """The distance in mm up to which two positions are one: what writers round away, and not a slice of a microscope."""
-    lengths = (table.spacing_between_slices, table.slice_thickness, *(table.spacings[0] if table.spacings else ()))
+def same_place_in(table: FrameTable) -> float:
+    """The distance in mm up to which two positions of frames are one."""
+    return same_place((table.spacing_between_slices, table.slice_thickness, *(table.spacings[0] if table.spacings else ())))
+
+
+def same_place(lengths: Iterable[float | None]) -> float:
+    """The distance in mm up to which two positions are one, where planes have these spacings and thicknesses.
+
+    It is what writers round away, and not a slice of a microscope.
+    """
     said = [abs(length) for length in lengths if length is not None and _positive(abs(length))]
     return min(_SAME_PLACE_MM, *(length * _SAME_PLACE for length in said), np.inf)
+
+
+def shift_tolerance(spacing: Iterable[float]) -> float:
+    """How far in mm slices of a volume with this pixel spacing may lie beside each other: half a pixel at most."""
+    return min(_SHIFT_TOLERANCE_MM, min(spacing) / 2)
 
 
 def _planes_by_position(places: Vector, same: float) -> Planes:

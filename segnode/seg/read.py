@@ -31,6 +31,7 @@ _DEFLATED_BLOCK: Final = 1 << 20
 _INFLATED_BLOCK: Final = 1 << 24
 # A frame of one pixel is a bit of PixelData and some hundred bytes of memory.
 _MOST_FRAMES: Final = 1 << 22
+_LARGEST_VALUE: Final = 65535
 _WHOLE_NUMBERS: Final = (
     "TotalPixelMatrixRows",
     "TotalPixelMatrixColumns",
@@ -133,6 +134,8 @@ def _require_segmentation(header: Dataset) -> SegmentationType:
         raise NotASegmentation("SamplesPerPixel is not 1 or PixelRepresentation not 0: labels are one unsigned number each")
     for keyword in _WHOLE_NUMBERS:
         whole_number(header, keyword, 0)
+    if whole_number(header, "PixelPaddingValue", 0) > _LARGEST_VALUE:
+        raise NotASegmentation(f"PixelPaddingValue is above {_LARGEST_VALUE}: no pixel of a segmentation has that value")
     for item in items_of(header, "DimensionIndexSequence"):
         whole_number(item, "DimensionIndexPointer", 0)
     found: SegmentationType = kind

@@ -199,6 +199,7 @@ def encoded_once(kind: str, undefined: bool) -> bytes:
         (lambda d: delattr(d, "PerFrameFunctionalGroupsSequence"), "ReferencedSegmentNumber"),
         (put("TotalPixelMatrixRows", "LO", "wide"), "TotalPixelMatrixRows"),
         (put("MaximumFractionalValue", "LO", "half"), "MaximumFractionalValue"),
+        (put("PixelPaddingValue", "UL", 70000), "PixelPaddingValue"),
     ],
 )
 def test_attribute_that_is_wrong_is_named(change, attribute: str) -> None:

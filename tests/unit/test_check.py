@@ -401,6 +401,7 @@ WRONG: list[tuple[str, str, Change, str, str]] = [
     ("binary-jpeg-ls", B, in_syntax(JPEGLSLossless), "TransferSyntaxUID", "PS3.5 8.2"),
     ("lossy-denied", F, in_syntax(JPEGBaseline8Bit), "LossyImageCompression", "PS3.3 C.8.20.2.2"),
     ("lossy-unsaid", L, without("LossyImageCompression"), "LossyImageCompression", "PS3.3 C.8.20.2"),
+    ("label-of-two-values", L, segment(0, to(SegmentLabel="a\\b")), "SegmentSequence[0].SegmentLabel", "PS3.5 6.2"),
     ("pixels-short", N, of_pixel_data(-2), "PixelData", "PS3.5 8.2"),
     ("pixels-missing", N, without("PixelData"), "PixelData", "PS3.3 C.7.6.3"),
     ("frames-missing", L, to(NumberOfFrames=6), "PixelData", "PS3.5 A.4"),

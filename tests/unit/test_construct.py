@@ -21,6 +21,7 @@ from segnode.seg import arrays
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
 from segnode.seg.colour import recommended_cielab
+from segnode.seg.diff import diff
 from segnode.seg.read import read_segmentation
 from segnode.seg.segmentation import DescribedSegment, Segmentation
 from segnode.seg.write import Identity, StoredAs, write_segmentation
@@ -440,6 +441,11 @@ LABELS = stacked_segments()[..., 0]
         (wrong(segments=[manual(1), manual(70000)], stored_as=StoredAs()), LabelError, "65535"),
         (wrong(segments=[manual(1), manual(2, "")]), LabelError, "SegmentLabel"),
         (wrong(segments=[manual(1), manual(2, "x" * 65)]), LabelError, "shorten"),
+        (wrong(segments=[manual(1), manual(2, " ")]), LabelError, "SegmentLabel"),
+        (wrong(segments=[manual(1), manual(2, "left\\right")]), LabelError, "SegmentLabel holds a backslash"),
+        (wrong(segments=[manual(1), manual(2, type=Code("SCT", "1", "a\\b"))]), LabelError, "CodeMeaning holds a backslash"),
+        (wrong(segments=[manual(1), manual(2, description="x" * 70000)]), LabelError, "SegmentDescription has 70000"),
+        (wrong(segments=[manual(1), manual(2, cielab=(70000, 0, 0))]), LabelError, "RecommendedDisplayCIELabValue"),
         (wrong(segments=[manual(1), manual(2, algorithm_type="BY HAND")]), LabelError, "MANUAL"),
         (wrong(segments=[manual(1), manual(2, algorithm_type="AUTOMATIC")]), LabelError, "SegmentAlgorithmName"),
         (wrong(segments=[manual(1), manual(2, tracking_id="a")]), LabelError, "TrackingUID"),
@@ -507,3 +513,51 @@ def test_published_slide(sample: Callable[[str], Path]) -> None:
     ours, theirs = written(matrix(), on_slide(image), [manual(1)], StoredAs("BINARY"))
     assert len(ours.frames) == 10
     np.testing.assert_array_equal(theirs.get_total_pixel_matrix(combine_segments=True), matrix())
+
+
+def microscopic(shift: float = 0) -> list[Dataset]:
+    """A series whose slices are 2 micrometres apart, each shifted against the one before it by so many mm."""
+    images = series()
+    for index, image in enumerate(images):
+        image.PixelSpacing, image.SliceThickness = ["0.001", "0.0013"], "0.002"
+        image.ImagePositionPatient = [shift * index, 0, 0.002 * index]
+    return images
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_slices_of_a_microscope_are_apart(kind) -> None:
+    """A hundredth of a millimetre is one place for a CT, and five slices here; a plane that one lacks is background."""
+    labels = np.zeros((4, 9, 11), np.uint8)
+    labels[0, 2:4, 3:7], labels[3, 5:8, 2:9] = 1, 1
+    ours, theirs = written(labels, on_images(microscopic()), [manual(1)], StoredAs(kind, omit_empty_frames=False))
+    np.testing.assert_array_equal(arrays.volume(ours).array, labels)
+    np.testing.assert_allclose(arrays.volume(ours).affine[2, 0], 0.002)
+    uids = [image.SOPInstanceUID for image in microscopic()]
+    np.testing.assert_array_equal(theirs.get_pixels_by_source_instance(uids, combine_segments=True), labels)
+    fewer, _ = written(labels, on_images(microscopic()), [manual(1)], StoredAs(kind))
+    found = diff(ours, fewer)
+    assert len(fewer.frames) == 2
+    assert found.is_equal
+
+
+def test_slices_of_a_microscope_that_are_shifted_are_no_volume() -> None:
+    """A shift of less than a tenth of a millimetre can be many pixels; slices are apart along their normal."""
+    ours, _ = written(np.ones((4, 9, 11), np.uint8), on_images(microscopic(0.01)), [manual(1)], StoredAs())
+    assert ours.table.spacing_between_slices == 0.002
+    with pytest.raises(NotAVolume, match="shifted"):
+        arrays.volume(ours)
+
+
+def test_text_in_sequences_goes_over_into_another_character_set(slide: Dataset) -> None:
+    """A name that needs UTF-8 makes the whole object UTF-8; the source stays as it is."""
+    slide.SpecificCharacterSet = "ISO_IR 100"
+    specimen = Dataset()
+    specimen.SpecimenShortDescription = "Präparat"
+    slide.SpecimenDescriptionSequence = [specimen]
+    file = BytesIO()
+    slide.save_as(file, implicit_vr=False, little_endian=True)
+    source = dcmread(file, force=True)
+    made = write_segmentation(matrix(), on_slide(source), [manual(1, "脑")], StoredAs(), IDENTITY)
+    for dataset in (dcmread(BytesIO(made)), source):
+        assert dataset.SpecimenDescriptionSequence[0].SpecimenShortDescription == "Präparat"
+    assert "Präparat".encode() in made

@@ -11,6 +11,7 @@ import highdicom
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian
 
 from segnode.errors import CannotConvert, OverlappingSegments
 from segnode.seg.arrays import stacked, total_pixel_matrix
@@ -18,6 +19,7 @@ from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
 from segnode.seg.convert import Converted, Target, convert
 from segnode.seg.diff import diff
+from segnode.seg.pixels import pixel_data
 from segnode.seg.read import read_segmentation
 from segnode.seg.write import StoredAs, write_segmentation
 from segnode.seg.write.placement import on_grid, on_images
@@ -490,3 +492,135 @@ def test_descriptions_of_segments_survive_there_and_back(numbers: tuple[int, ...
             item.SegmentNumber = before
             assert item == expected[before]
     assert header(data).BitsAllocated == (16 if max(numbers) > 255 else 8)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
+def test_colours_of_a_palette_become_those_of_segments(kind: str) -> None:
+    """Also of a palette of 16 bits, and of a segmented one, as the types without a palette have no other place for them."""
+    labels = np.zeros((4, 9, 11), np.uint8)
+    labels[1, 2:5, 3:7] = 1
+    colour = (30000, 40000, 20000)
+    source = write_segmentation(
+        labels, on_images(series()), [manual(1, cielab=colour)], StoredAs("LABELMAP", palette=True), IDENTITY
+    )
+    wide, segmented = header(source), header(source)
+    for name in ("Red", "Green", "Blue"):
+        keyword = f"{name}PaletteColorLookupTable"
+        entries = np.frombuffer(header(source)[f"{keyword}Data"].value, np.uint8).astype("<u2") * 257
+        for dataset in (wide, segmented):
+            dataset[f"{keyword}Descriptor"].value = [len(entries), 0, 16]
+            dataset[f"{keyword}Data"].value = entries.tobytes()
+        del segmented[f"{keyword}Data"]
+        setattr(segmented, f"Segmented{keyword}Data", np.array([0, len(entries), *entries], "<u2").tobytes())
+    for dataset in (header(source), wide, segmented):
+        made = header(one(part10_of(dataset), target(kind)).part10)
+        np.testing.assert_allclose(made.SegmentSequence[0].RecommendedDisplayCIELabValue, colour, atol=130)
+        assert not errors(part10_of(made))
+
+
+def part10_of(dataset: Dataset) -> bytes:
+    """The bytes of a file."""
+    file = BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def test_a_palette_that_is_none_is_refused() -> None:
+    """Its colours would be lost."""
+    labels = np.ones((4, 9, 11), np.uint8)
+    source = header(write_segmentation(labels, on_images(series()), [manual(1)], StoredAs("LABELMAP", palette=True), IDENTITY))
+    source.RedPaletteColorLookupTableDescriptor = [2, 0]
+    with pytest.raises(CannotConvert, match="RedPaletteColorLookupTableDescriptor"):
+        convert(part10_of(source), target("BINARY"), NOW)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "vr", "value"),
+    [
+        ("LossyImageCompression", "SQ", []),
+        ("ContributingEquipmentSequence", "US", [1, 2]),
+        ("ReferencedSeriesSequence", "PN", "a^b"),
+        ("SeriesDate", "SQ", []),
+    ],
+)
+def test_a_value_that_is_not_of_its_vr_is_named(sample: Sample, keyword: str, vr: str, value: object) -> None:
+    """It is no error of the library that is to write it."""
+    dataset = dcmread(sample("pydicom-data/liver.dcm"))
+    if keyword in dataset:
+        del dataset[keyword]
+    dataset.add_new(keyword, vr, value)
+    with pytest.raises(CannotConvert, match=keyword):
+        convert(part10_of(dataset), target("LABELMAP"), NOW)
+
+
+def implicit(dataset: Dataset) -> bytes:
+    """The bytes of a file that does not say which VR a value has."""
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file = BytesIO()
+    dataset.save_as(file, implicit_vr=True)
+    return file.getvalue()
+
+
+def test_a_series_number_that_is_none_is_as_if_there_were_none(sample: Sample) -> None:
+    """It only decides the number of the new series."""
+    dataset = dcmread(sample("pydicom-data/liver.dcm"))
+    del dataset.SeriesNumber
+    dataset.add_new("SeriesNumber", "LO", "abc")
+    made = one(implicit(dataset), target("LABELMAP"))
+    assert header(made.part10).SeriesNumber == 1
+
+
+def test_values_of_frames_that_are_not_of_their_vr_are_refused(sample: Sample) -> None:
+    """Also where the object stays the same one, in another encoding."""
+    dataset = dcmread(sample("pydicom-data/liver.dcm"))
+    content = dataset.PerFrameFunctionalGroupsSequence[1].FrameContentSequence[0]
+    del content.DimensionIndexValues
+    content.add_new("DimensionIndexValues", "CS", "FIRST")
+    with pytest.raises(CannotConvert, match="PerFrameFunctionalGroupsSequence"):
+        convert(implicit(dataset), target("BINARY"), NOW)
+
+
+def stack_of(count: int) -> bytes:
+    """A BINARY of so many segments of 8 x 8 voxels, all in one place."""
+    grid = on_grid(series(), np.eye(4), 1)
+    pixels = np.ones((1, 8, 8, count), np.uint8)
+    return write_segmentation(pixels, grid, [manual(number) for number in range(1, count + 1)], StoredAs("BINARY"), IDENTITY)
+
+
+@pytest.mark.parametrize("overlap", ["error", "split", "priority"])
+def test_more_overlaps_than_can_be_told_are_refused(overlap: str) -> None:
+    """A megabyte can hold billions of pairs of segments that overlap, and each would take memory."""
+    priority = {"priority": (1,)} if overlap == "priority" else {}
+    with pytest.raises(OverlappingSegments, match="5000 segments overlap"):
+        convert(stack_of(5000), target("LABELMAP", overlap=overlap, **priority), NOW)
+    with pytest.raises(OverlappingSegments, match="pairs of segments overlap"):
+        convert(stack_of(800), target("LABELMAP", overlap=overlap, **priority), NOW)
+
+
+def test_native_pixels_longer_than_their_length_can_say_are_refused() -> None:
+    """It has 32 bits: a codec that compresses frames is named."""
+    frames = np.broadcast_to(np.zeros((1, 1), np.uint16), (2049, 1024 * 1024)).reshape(2049, 1024, 1024)
+    assert frames.nbytes > 1 << 32
+    with pytest.raises(CannotConvert, match="rle"):
+        pixel_data(frames, CODECS["native"])
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
+def test_two_frames_of_a_segment_in_one_place_must_agree(kind: str) -> None:
+    """They were laid onto each other: a time series that does not say so became labels that none of its frames has."""
+    labels = np.zeros((4, 8, 8), np.uint8)
+    labels[1, 2:5, 3:7] = 1
+    source = header(write_segmentation(labels, on_images(series(4, 8, 8)), [manual(1)], StoredAs(kind), IDENTITY))
+    source.PerFrameFunctionalGroupsSequence.append(source.PerFrameFunctionalGroupsSequence[0])
+    source.NumberOfFrames, frame = 2, source.PixelData
+    source.PixelData = frame + frame
+    other = "LABELMAP" if kind == "BINARY" else "BINARY"
+    again = part10_of(source)
+    assert read_segmentation(one(again, target(other)).part10).frames.all().sum() == labels.sum()
+    source.PixelData = frame + bytes(len(frame) - 2) + (b"\1\1" if kind == "BINARY" else b"\xff\xff")
+    for work in (
+        lambda: convert(part10_of(source), target(other), NOW),
+        lambda: diff(read_segmentation(again), read_segmentation(part10_of(source))),
+    ):
+        with pytest.raises(OverlappingSegments, match="frames 1 and 2 are both of segment 1"):
+            work()

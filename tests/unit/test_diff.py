@@ -116,3 +116,30 @@ def test_another_frame_of_reference_is_named(dataset: Dataset) -> None:
     before = read(dataset)
     dataset.FrameOfReferenceUID = "1.2.3"
     assert "FrameOfReferenceUID" in diff(before, read(dataset)).geometry[0]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "change"),
+    [
+        ("ImageOrientationSlide", lambda dataset: setattr(dataset, "ImageOrientationSlide", [0, 1, 0, 1, 0, 0])),
+        (
+            "TotalPixelMatrixOriginSequence",
+            lambda dataset: setattr(dataset.TotalPixelMatrixOriginSequence[0], "XOffsetInSlideCoordinateSystem", 99),
+        ),
+    ],
+)
+def test_a_total_pixel_matrix_that_lies_elsewhere_is_named(sample: Sample, keyword: str, change) -> None:
+    """The same tiles turned over or moved on the slide are other labels."""
+    dataset = dcmread(sample("highdicom/seg_image_sm_dots_tiled_full.dcm"))
+    before = read(dataset)
+    change(dataset)
+    assert keyword in diff(before, read(dataset)).geometry[0]
+
+
+def test_an_orientation_of_another_length_is_named(dataset: Dataset) -> None:
+    """What is no orientation is not the same as one."""
+    before = read(dataset)
+    orientation = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    del orientation.ImageOrientationPatient
+    orientation.add_new("ImageOrientationPatient", "CS", ["A", "B"])
+    assert "ImageOrientationPatient" in diff(before, read(dataset)).geometry[0]

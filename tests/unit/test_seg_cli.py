@@ -12,6 +12,7 @@ import nrrd
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from pydicom import dcmread
 
 from segnode import seg_cli
 from segnode.cli import main
@@ -135,6 +136,29 @@ def test_a_folder_is_converted_and_what_fails_is_listed(liver: Path, overlapping
     assert result.exit_code == 1
     assert [path.relative_to(out) for path in out.rglob("*.dcm")] == [Path("deep/liver.dcm")]
     assert f"{source / 'overlapping.dcm'}: segments overlap" in result.output
+    assert f"{source / 'short.dcm'}: the data ends inside (7fe0,0010)" in result.output
+
+
+def test_what_cannot_be_read_does_not_end_a_check(liver: Path, tmp_path: Path) -> None:
+    """The files behind it are checked, and the exit code tells; a SEG that ends early is one of those in a folder."""
+    (tmp_path / "bad.dcm").write_bytes(b"no DICOM" * 100)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "short.dcm").write_bytes(liver.read_bytes()[:-9999])
+    result = run("check", tmp_path / "bad.dcm", tmp_path / "in", liver)
+    assert result.exit_code == 1
+    assert f"segnode: {tmp_path / 'bad.dcm'} cannot be read" in result.output
+    assert f"{tmp_path / 'in' / 'short.dcm'}: 1 finding(s)" in result.output
+    assert f"{liver}: no findings" in result.output
+
+
+def test_references_that_are_none_are_named(liver: Path, tmp_path: Path) -> None:
+    """And the error is not one of Python."""
+    dataset = dcmread(liver)
+    del dataset.ReferencedSeriesSequence
+    dataset.add_new("ReferencedSeriesSequence", "PN", "a^b")
+    dataset.save_as(tmp_path / "seg.dcm")
+    result = run("info", tmp_path / "seg.dcm")
+    assert (result.exit_code, "ReferencedSeriesSequence is no sequence" in result.output) == (1, True)
 
 
 def test_nothing_is_overwritten_without_force(liver: Path, tmp_path: Path) -> None:
@@ -248,6 +272,19 @@ def test_exports_hold_labels_and_geometry(liver: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays["labelmap"], labels.array)
         np.testing.assert_allclose(arrays["affine"], labels.affine)
         assert json.loads(str(arrays["segments"]))[0]["label"] == "Liver"
+
+
+def test_names_of_segments_in_any_script_are_exported(liver: Path, tmp_path: Path) -> None:
+    """The header of NRRD is ASCII, and JSON can be too."""
+    dataset = dcmread(liver)
+    dataset.SpecificCharacterSet, dataset.SegmentSequence[0].SegmentLabel = "ISO_IR 192", "肝臓"
+    dataset.save_as(tmp_path / "seg.dcm")
+    for suffix in (".nrrd", ".npz"):
+        assert run("export", tmp_path / "seg.dcm", tmp_path / f"out{suffix}").exit_code == 0
+    _, head = nrrd.read(str(tmp_path / "out.nrrd"))
+    with np.load(tmp_path / "out.npz") as arrays:
+        for text in (head["segments"], str(arrays["segments"])):
+            assert json.loads(text)[0]["label"] == "肝臓"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any, Final, Literal
 
 from pydicom import DataElement, Dataset
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VM, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
@@ -263,6 +264,8 @@ def _problem(item: Dataset, element: DataElement | RawDataElement, vr: str, tag:
         return ""
     longest = _LENGTHS.get(vr) or _ONE_VALUE_LENGTHS[vr]
     values = _texts(element, one=vr in _ONE_VALUE_LENGTHS)
+    if len(values) > 1 and dictionary_VM(tag) == "1" and (not _reads(item, tag) or isinstance(item[tag].value, MultiValue)):
+        return f"holds {len(values)} values, where PS3.6 gives it one: a backslash parts them"
     if any(len(value) > longest for value in values):
         # Bytes were counted so far: in some character sets a character has several.
         read = _reads(item, tag)

@@ -194,7 +194,7 @@ def _read_content(item: Dataset, path: str) -> Iterator[Any]:
     values = values_of(item, "DimensionIndexValues")
     try:
         yield from (int(value) for value in values)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return
     if any(int(value) < 1 for value in values):
         yield error(f"{path}DimensionIndexValues", "PS3.3 C.7.6.17.1", "dimension index values are counted from 1")

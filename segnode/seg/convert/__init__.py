@@ -23,19 +23,21 @@ from segnode.seg.combine import (
     combine_segments,
     label_type,
     overlapping_voxels,
+    require_few,
     some_of,
 )
 from segnode.seg.convert.groups import KeptGroups, Written, kept_groups, merge, merged_sources
 from segnode.seg.convert.header import Dimensions, Part, header_of, shared_groups
 from segnode.seg.convert.overlap import Grouping, fewest_groups
 from segnode.seg.frame_items import FrameItem
-from segnode.seg.masks import Masks, masks_of, of_each_plane
+from segnode.seg.masks import Masks, masks_of, of_each_plane, require_no_contradiction
 from segnode.seg.part10 import part10
 from segnode.seg.pixels import FrameToEncode, MadeFrames, one_by_one, pixel_data
 from segnode.seg.planes import Planes, grid_of
 from segnode.seg.read import read_segmentation
 from segnode.seg.recode import recode, require_bits
 from segnode.seg.segmentation import Segmentation, SegmentationType
+from segnode.seg.values import naming_what_is_wrong
 
 # Part of every derived UID: raise it when the same source becomes another object.
 CONVERTER_REVISION: Final = "2"
@@ -43,6 +45,8 @@ CONVERTER_REVISION: Final = "2"
 OverlapPolicy = Literal["error", "split", "priority"]
 
 _FULL_FRACTION: Final = 255
+# What a few megabytes of labels may become.
+_LARGEST_STACK: Final = 4 << 30
 _SAME_PLACE_MM: Final = 0.1
 _PLACES: Final = frozenset(
     (
@@ -142,6 +146,11 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
     NotAVolume, and what read_segmentation raises.
     """
     source = read_segmentation(data)
+    with naming_what_is_wrong(source.header):
+        return _converted(data, source, target, now)
+
+
+def _converted(data: Buffer, source: Segmentation, target: Target, now: datetime) -> list[Converted]:
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not is_uid(str(source.header.get(keyword) or "")):
             raise CannotConvert(f"{keyword} is missing, or does not hold a UID: nothing can be derived from this object")
@@ -152,6 +161,7 @@ def convert(data: Buffer, target: Target, now: datetime) -> list[Converted]:
         raise CannotConvert("SegmentSequence describes nothing but the background: there is no segment to convert")
     masks = masks_of(source, target.threshold)
     _require_one_dimension(masks)
+    require_no_contradiction(masks)
     whole = _Source(masks, kept_groups(source))
     if target.type == "LABELMAP":
         return _labelmaps(whole, target, now)
@@ -203,7 +213,7 @@ def _encode_labels(
     """
     shape = masks.segmentation.rows, masks.segmentation.columns
     placed = masks.placed if resolve is None else None
-    overlapping: dict[int, Counter[Pair]] = {}
+    overlapping: set[int] = set()
 
     def make(places: range) -> Labelmap:
         labels: Labelmap = np.zeros((len(places), *shape), dtype)
@@ -214,13 +224,26 @@ def _encode_labels(
             found = masks.at(planes[place])
             segments = found if resolve is None else resolve(found)
             if combine_segments(segments, out):
-                overlapping[place] = overlapping_voxels(segments)
+                overlapping.add(planes[place])
         return labels
 
     pixels = pixel_data(MadeFrames(dtype, len(planes), make, at_once=PLANES_AT_ONCE), codec)
-    for found in overlapping.values():
-        counts.update(found)
+    counts.update(_overlaps_of(masks, sorted(overlapping), resolve))
     return _Labels(planes, pixels)
+
+
+def _overlaps_of(masks: Masks, planes: Sequence[int], resolve: Resolve | None) -> Counter[Pair]:
+    """The voxels that pairs of segments share on these planes. Raises OverlappingSegments for more pairs than can be told."""
+
+    def count(place: int) -> Counter[Pair]:
+        found = masks.at(planes[place])
+        return overlapping_voxels(found if resolve is None else resolve(found))
+
+    counts: Counter[Pair] = Counter()
+    for found in of_each_plane(count, len(planes)):
+        counts.update(found)
+        require_few(counts)
+    return counts
 
 
 def _part_of(masks: Masks, group: Sequence[int], codec: Codec, dtype: "np.dtype[np.unsignedinteger]") -> _Labels:
@@ -359,8 +382,14 @@ def _segment_frames(masks: Masks, numbers: Mapping[int, int]) -> dict[tuple[int,
     """Masks by new number and plane: those that the source has frames of, or of a LABELMAP those that are not empty."""
     found: dict[tuple[int, int], Packed] = {}
     nothing: Packed = np.zeros(-(-masks.segmentation.frames.shape.pixels // 8), np.uint8)
+    size = 0
     for plane, segments in enumerate(of_each_plane(masks.at, len(masks.planes))):
         found.update({(numbers[number], plane): packed for number, packed in segments.items()})
+        size += sum(packed.nbytes for packed in segments.values())
+        if size > _LARGEST_STACK:
+            raise CannotConvert(
+                f"its segments stacked take more than {_LARGEST_STACK >> 30} GiB: keep it a LABELMAP, or take fewer planes"
+            )
     if _is_tiled_full(masks.segmentation):
         return {(n, plane): found.get((n, plane), nothing) for n in numbers.values() for plane in range(len(masks.planes))}
     return found or {(1, 0): nothing}
@@ -473,7 +502,7 @@ def _require_one_dimension(masks: Masks) -> None:
     source = masks.segmentation
     if int(source.header.get("TotalPixelMatrixFocalPlanes") or 1) > 1:
         raise CannotConvert("TotalPixelMatrixFocalPlanes is more than 1: tiles of several focal planes are not converted")
-    pointers = [int(item.get("DimensionIndexPointer", 0)) for item in source.header.get("DimensionIndexSequence") or ()]
+    pointers = source.index_pointers
     others = [place for place, pointer in enumerate(pointers) if pointer not in _PLACES]
     values, positions = source.table.dimension_index_values, source.table.positions
     for frames in masks.frames_of_plane if others else ():

@@ -17,7 +17,7 @@ from segnode.dicom.attributes import TYPE_2_ATTRIBUTES
 from segnode.dicom.codes import BACKGROUND, MODIFYING_EQUIPMENT, SOURCE_IMAGE
 from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.dicom.uids import MANUFACTURER, derived_uid, is_uid, root_of, segmentation_class
-from segnode.errors import CannotConvert
+from segnode.errors import CannotConvert, UnreadablePixels
 from segnode.seg.colour import recommended_cielab
 from segnode.seg.convert.groups import GEOMETRY, KeptGroups
 from segnode.seg.frame_items import decimals
@@ -138,7 +138,7 @@ def _plain_sequences(header: Dataset) -> dict[str, bytes]:
 
 def _plain_segments(source: Segmentation, part: Part, value: bytes) -> bytes:
     """As _segments, of plain items that are to be written as they are; empty where one is not."""
-    if not value or _palette(source.header) or any(number != new for number, new in part.numbers.items()):
+    if not value or _has_palette(source.header) or any(number != new for number, new in part.numbers.items()):
         return b""
     written = dict(zip((segment.number for segment in source.segments), written_items(value), strict=True))
     chosen = [source.segment[number] for number in sorted(part.numbers)]
@@ -223,14 +223,14 @@ def _describe_image(header: Dataset, source: Segmentation, part: Part) -> None:
 
 def _segments(source: Segmentation, part: Part) -> list[Dataset]:
     """The segments of the part by their new number, then the background of a LABELMAP."""
-    colour_of = _palette(source.header)
+    colour_of = _palette(source.header, part.numbers)
     items = {int(item.SegmentNumber): item for item in source.header.SegmentSequence}
     found = []
     for number, new in sorted(part.numbers.items(), key=lambda pair: pair[1]):
         item = _copied(items[number])
         item.SegmentNumber = new
-        if colour_of and number in colour_of:
-            item.RecommendedDisplayCIELabValue = recommended_cielab(colour_of[number])
+        if number in colour_of:
+            item.RecommendedDisplayCIELabValue = [*recommended_cielab(colour_of[number])]
         if item.get("SegmentAlgorithmType") != "MANUAL" and not item.get("SegmentAlgorithmName"):
             item.SegmentAlgorithmName = "unknown"
         found.append(item)
@@ -253,17 +253,22 @@ def _background(segments: Sequence[Dataset]) -> Dataset:
     return item
 
 
-def _palette(header: Dataset) -> Mapping[int, tuple[int, int, int]] | None:
-    """The sRGB colour of each value of a PALETTE COLOR image; None for any other, or tables that are not plain ones."""
-    if header.get("PhotometricInterpretation") != "PALETTE COLOR" or f"{_PALETTE[0]}Data" not in header:
-        return None
-    columns, first = [], 0
-    for table in _PALETTE:
-        entries, first, bits = (int(value) for value in header[f"{table}Descriptor"].value)
-        data = np.frombuffer(header[f"{table}Data"].value, "<u1" if bits == 8 else "<u2").astype(np.int64)
-        columns.append((data[: entries or 65536] >> (bits - 8)).tolist())
-    red, green, blue = columns
-    return {first + place: rgb for place, rgb in enumerate(zip(red, green, blue, strict=False))}
+def _has_palette(header: Dataset) -> bool:
+    return bool(header.get("PhotometricInterpretation") == "PALETTE COLOR")
+
+
+def _palette(header: Dataset, numbers: Collection[int]) -> Mapping[int, tuple[int, int, int]]:
+    """The sRGB colour of numbers in a PALETTE COLOR image; none for any other. Raises CannotConvert for a wrong palette."""
+    if not _has_palette(header):
+        return {}
+    from segnode.dicom.display import palette_colours  # noqa: PLC0415  seldom needed
+
+    try:
+        colours = palette_colours(np.array([*numbers], np.uint16), header).tolist()
+    except UnreadablePixels as error:
+        wrong = "RedPaletteColorLookupTableDescriptor, or another of its palette, is missing or wrong"
+        raise CannotConvert(f"{wrong}: the colours of its segments cannot be kept") from error
+    return {number: (red, green, blue) for number, (red, green, blue) in zip(numbers, colours, strict=True)}
 
 
 def _set_dimensions(header: Dataset, part: Part, dimensions: Dimensions) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Final
 
 from segnode.seg.combine import Pair
@@ -55,6 +57,8 @@ def _clique(neighbours: Neighbours) -> list[int]:
     """Segments that all overlap each other: the largest of those that are found from each segment, greedily."""
     largest: list[int] = []
     for start in neighbours:
+        if len(neighbours[start]) < len(largest):
+            continue
         clique, candidates = [start], set(neighbours[start])
         while candidates:
             chosen = min(candidates, key=lambda n: (-len(neighbours[n] & candidates), n))
@@ -67,17 +71,30 @@ def _clique(neighbours: Neighbours) -> list[int]:
 def _by_saturation(neighbours: Neighbours) -> dict[int, int]:
     """DSATUR (Brélaz 1979): next is the segment whose neighbours have most colours, and it gets the first that is free."""
     colours: dict[int, int] = {}
-    while len(colours) < len(neighbours):
-        number = _most_saturated(neighbours, colours)
-        taken = {colours[other] for other in neighbours[number] if other in colours}
-        colours[number] = next(colour for colour in range(len(neighbours)) if colour not in taken)
+    taken: dict[int, set[int]] = {number: set() for number in neighbours}
+    # What has got another colour beside it is put in again: what is first is always up to date, or has a colour.
+    waiting = [_rank(neighbours, number, 0) for number in neighbours]
+    heapify(waiting)
+    while waiting:
+        *_, number = heappop(waiting)
+        if number in colours:
+            continue
+        colour = colours[number] = next(colour for colour in count() if colour not in taken[number])
+        for other in neighbours[number] - colours.keys():
+            if colour not in taken[other]:
+                taken[other].add(colour)
+                heappush(waiting, _rank(neighbours, other, len(taken[other])))
     return colours
+
+
+def _rank(neighbours: Neighbours, number: int, saturation: int) -> tuple[int, int, int]:
+    return -saturation, -len(neighbours[number]), number
 
 
 def _most_saturated(neighbours: Neighbours, colours: Mapping[int, int]) -> int:
     def rank(number: int) -> tuple[int, int, int]:
         seen = {colours[other] for other in neighbours[number] if other in colours}
-        return -len(seen), -len(neighbours[number]), number
+        return _rank(neighbours, number, len(seen))
 
     return min((number for number in neighbours if number not in colours), key=rank)
 

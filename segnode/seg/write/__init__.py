@@ -1,6 +1,7 @@
 """Writing segmentations: labelmaps, stacked segments and probabilities as Part 10 files (PS3.3 A.51 and C.8.20)."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal, get_args
@@ -152,6 +153,7 @@ def write_labels(
         return write_segmentation(labels, placement, segments, stored_as, named)
     layout = lay_out_layers(labels, [segment.number for segment in segments], placement.order)
     counted = [replace(segment, number=number) for number, segment in enumerate(segments, start=1)]
+    require_described(counted, "BINARY")
     return _write(layout, labels.shape[-2:], placement, counted, StoredAs("BINARY"), named, None)
 
 
@@ -467,6 +469,8 @@ def _use_a_character_set_for(dataset: Dataset, own: Sequence[str]) -> None:
     """Keep the source's character set unless what we write ourselves does not fit it: then UTF-8 holds both."""
     if not all(text.isascii() for text in own):
         for element in dataset:
+            dataset[element.tag] = deepcopy(element) if element.VR == "SQ" else element  # which are the source's
+        for element in dataset.iterall():  # which decodes what is in sequences
             if element.VR == "PN" and element.value:
-                element.value = str(element.value)
+                element.value = [*map(str, element.value)] if element.VM > 1 else str(element.value)
         dataset.SpecificCharacterSet = "ISO_IR 192"

@@ -1,6 +1,8 @@
 """SegmentSequence (PS3.3 C.8.20.4) of segments that are described, and the colours of a PALETTE COLOR labelmap (C.7.9)."""
 
+import re
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +21,8 @@ from segnode.seg.segmentation import DescribedSegment, SegmentationType
 from segnode.seg.segments import LabelDictionary
 
 _ALGORITHM_TYPES: Final = ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")
+_ONE_LINE: Final = re.compile(r"[^\\\x00-\x1f\x7f]*")
+_LONGEST_DESCRIPTION: Final = 1024
 _GREY: Final = (128, 128, 128)
 
 
@@ -66,9 +70,9 @@ def require_described(segments: Sequence[DescribedSegment], kind: SegmentationTy
             f"a {kind} segmentation counts its segments 1, 2, 3 … in their order (PS3.3 C.8.20.2.4), and these are"
             f" {numbers[:10]}: renumber them, or write a LABELMAP"
         )
-    twice = next((number for number in numbers if numbers.count(number) > 1), None)
-    if twice is not None:
-        raise LabelError(f"segment {twice} is described twice (SegmentNumber)")
+    number, times = Counter(numbers).most_common(1)[0]
+    if times > 1:
+        raise LabelError(f"segment {number} is described twice (SegmentNumber)")
     if min(numbers) < 0 or max(numbers) > 0xFFFF:
         raise LabelError("a SegmentNumber is below 0 or above 65535: renumber the segments")
     for segment in segments:
@@ -77,7 +81,8 @@ def require_described(segments: Sequence[DescribedSegment], kind: SegmentationTy
 
 def _require_complete(segment: DescribedSegment) -> None:
     here = f"segment {segment.number}:"
-    if not segment.label or segment.category is None or segment.type is None:
+    _require_writable(segment, here)
+    if not segment.label.strip() or segment.category is None or segment.type is None:
         raise LabelError(f"{here} it needs a label, a category and a type (SegmentLabel, SegmentedProperty…CodeSequence)")
     if len(segment.label) > 64:
         raise LabelError(f"{here} SegmentLabel has {len(segment.label)} characters, where 64 are allowed: shorten it")
@@ -89,6 +94,32 @@ def _require_complete(segment: DescribedSegment) -> None:
         raise LabelError(f"{here} TrackingID and TrackingUID stand together: give both or neither")
     if len(segment.region_modifiers) > len(segment.regions):
         raise LabelError(f"{here} there are more tuples of region modifiers than regions (AnatomicRegionSequence)")
+
+
+def _require_writable(segment: DescribedSegment, here: str) -> None:
+    """What is read again is what was written."""
+    for keyword, values in _one_line_texts(segment).items():
+        if not all(map(_ONE_LINE.fullmatch, values)):
+            raise LabelError(f"{here} {keyword} holds a backslash, which parts values, or a control character: leave it out")
+    if len(segment.description) > _LONGEST_DESCRIPTION:
+        raise LabelError(
+            f"{here} SegmentDescription has {len(segment.description)} characters, where 1024 are allowed: shorten it"
+        )
+    if segment.cielab is not None and not all(0 <= part <= 0xFFFF for part in segment.cielab):
+        raise LabelError(f"{here} RecommendedDisplayCIELabValue holds something else than numbers of 0 to 65535")
+
+
+def _one_line_texts(segment: DescribedSegment) -> Mapping[str, Sequence[str]]:
+    """Texts of VRs in which a backslash parts values (PS3.5 6.2), by keyword."""
+    codes = _codes_of(segment)
+    return {
+        "SegmentLabel": (segment.label,),
+        "SegmentAlgorithmName": (segment.algorithm_name,),
+        "AlgorithmVersion": (segment.algorithm_version,),
+        "CodingSchemeDesignator": [code.scheme for code in codes],
+        "CodeValue": [code.value for code in codes],
+        "CodeMeaning": [code.meaning for code in codes],
+    }
 
 
 def with_background(segments: Sequence[DescribedSegment]) -> tuple[DescribedSegment, ...]:
@@ -178,10 +209,14 @@ def texts(segments: Sequence[DescribedSegment]) -> list[str]:
     """Every text of segments that may need a character set."""
     found = []
     for s in segments:
-        codes = (s.category, s.type, s.algorithm_family, *s.modifiers, *s.regions, *s.primary_structures)
         found += [s.label, s.description, s.algorithm_name, s.algorithm_version, s.tracking_id]
-        found += [code.meaning for code in (*codes, *(m for of in s.region_modifiers for m in of)) if code is not None]
+        found += [code.meaning for code in _codes_of(s)]
     return found
+
+
+def _codes_of(s: DescribedSegment) -> list[Code]:
+    codes = (s.category, s.type, s.algorithm_family, *s.modifiers, *s.regions, *s.primary_structures)
+    return [code for code in (*codes, *(m for of in s.region_modifiers for m in of)) if code is not None]
 
 
 def without_colours(segments: Sequence[DescribedSegment]) -> tuple[DescribedSegment, ...]:

@@ -14,12 +14,11 @@ from segnode.dicom.geometry import Vector
 from segnode.dicom.multi_frame import FrameHeader
 from segnode.errors import NotAVolume
 from segnode.seg.frame_groups import SourceImage
+from segnode.seg.planes import same_place, shift_tolerance
 
 _COSINE_TOLERANCE: Final = 1e-3
 _SPACING_TOLERANCE: Final = 1e-3  # of the spacing
 _STEP_TOLERANCE: Final = 0.05  # of the step
-_SHIFT_TOLERANCE_MM: Final = 0.1
-_SAME_PLACE_MM: Final = 1e-2
 
 
 @dataclass(frozen=True)
@@ -284,8 +283,9 @@ def _in_patient(
     positions = np.array([place.position for place in places], np.float64)
     distances = positions @ normal
     order = np.argsort(distances, kind="stable")
-    _require_apart(positions[order], distances[order])
-    found = _step(positions[order], distances[order]) if len(places) > 1 else (step or thickness or 1.0)
+    same = same_place((*spacing, thickness, step))
+    _require_apart(positions[order], distances[order], same)
+    found = _step(positions[order], distances[order], same, spacing) if len(places) > 1 else (step or thickness or 1.0)
     return Placement(
         images=tuple(images),
         places=tuple(places),
@@ -308,22 +308,25 @@ def _normal(orientation: Sequence[float]) -> Vector:
     return np.asarray(normal / np.linalg.norm(normal))
 
 
-def _require_apart(positions: Vector, distances: Vector) -> None:
+def _require_apart(positions: Vector, distances: Vector, same: float) -> None:
     """Frames in one place would overlap, and could not be told apart by their position."""
-    near = np.flatnonzero(np.diff(distances) <= _SAME_PLACE_MM)
-    if any(np.linalg.norm(positions[place + 1] - positions[place]) <= _SAME_PLACE_MM for place in near):
+    near = np.flatnonzero(np.diff(distances) <= same)
+    if any(np.linalg.norm(positions[place + 1] - positions[place]) <= same for place in near):
         raise NotAVolume("two planes lie in one place (ImagePositionPatient): write a segmentation for each")
 
 
-def _step(positions: Vector, distances: Vector) -> float | None:
-    """The distance of neighbouring planes; None where they are not even, or shifted against each other."""
+def _step(positions: Vector, distances: Vector, same: float, spacing: Sequence[float]) -> float | None:
+    """The distance of neighbouring planes along their normal (PS3.3 C.7.6.16.2.1); None where they are not even.
+
+    Planes that were taken with a tilted gantry are, each as much as the one before it.
+    """
     gaps = np.diff(distances)
-    if float(gaps.min()) <= _SAME_PLACE_MM:
+    if float(gaps.min()) <= same:
         return None
-    step = float(np.linalg.norm(positions[-1] - positions[0]) / len(gaps))
+    step = float(np.ptp(distances) / len(gaps))
     even = bool((np.abs(gaps - np.median(gaps)) <= _STEP_TOLERANCE * np.median(gaps)).all())
     shifts = positions - positions[0] - np.outer(distances - distances[0], (positions[-1] - positions[0]) / np.ptp(distances))
-    return step if even and float(np.linalg.norm(shifts, axis=1).max()) <= _SHIFT_TOLERANCE_MM else None
+    return step if even and float(np.linalg.norm(shifts, axis=1).max()) <= shift_tolerance(spacing) else None
 
 
 def _first(images: Sequence[Dataset]) -> Dataset:
