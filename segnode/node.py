@@ -456,6 +456,7 @@ class _Worker:
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 due_in = wiring.sweep.decide()
                 wiring.read_ahead.tire()
+            with _going_on("dispatching broke"):
                 wiring.dispatch.give_up(time.time())
                 wiring.confirmer.wake()
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from segnode.dicom.uids import derived_digest
+from segnode.errors import OutOfResources
 from segnode.pipeline.route import route
 from segnode.pipeline.rules import AnyRule, ForwardRule, SeriesValues, series_values
 from segnode.store.index import Index, Instance, QuietSeries
@@ -46,7 +47,12 @@ class Sweep:
         """Commit a decision for each series and rule whose time has come; in how many seconds the next comes by itself."""
         due_in = math.inf
         for series in self.index.quiet_series():
-            self.consider(series)
+            try:
+                self.consider(series)
+            except OutOfResources:
+                raise
+            except Exception:  # noqa: BLE001  what one series meets keeps no other from its turn
+                _log.exception("a series cannot be considered", series_instance_uid=series.series_instance_uid)
             since = self.clock() - series.last_received_at
             due_in = min((due_in, *(rule.config.quiet - since for rule in self.rules if rule.config.quiet > since)))
         return due_in
@@ -58,11 +64,7 @@ class Sweep:
         """
         senders = self.index.senders(series.series_instance_uid)
         values = series_values(series.attributes, senders)
-        selecting = [
-            rule
-            for rule in self.rules
-            if self.first_loaded[rule.digest] <= series.last_received_at and not rule.unsatisfied(values)
-        ]
+        selecting = [rule for rule in self.rules if not self._came_before(series, rule) and not rule.unsatisfied(values)]
         complete = [rule for rule in selecting if self._is_complete(series, rule)]
         due = [rule for rule in complete if self._images_satisfy(rule, series)]
         unsent = self.jobs.unsent(series.series_instance_uid)
@@ -87,11 +89,16 @@ class Sweep:
         elif any(rule not in complete and not isinstance(rule, ForwardRule) for rule in selecting):
             self.is_expected(series)
 
+    def _came_before(self, series: QuietSeries, rule: AnyRule) -> bool:
+        """Whether a rule was loaded after the last image came; not where that is still to be, by a clock that was set back."""
+        return series.last_received_at < self.first_loaded[rule.digest] <= self.clock()
+
     def _is_complete(self, series: QuietSeries, rule: AnyRule) -> bool:
         """Whether nothing brings the series any more, and what the rule waits for has come, or `quiet` is over."""
         if series.is_being_sent:
             return False
-        if self.clock() - series.last_received_at >= rule.config.quiet:
+        # By a clock that was set back the last image may be still to come, and for years.
+        if abs(self.clock() - series.last_received_at) >= rule.config.quiet:
             return True
         if rule.config.ask is not None:
             return self._has_all(series, rule.config.ask)

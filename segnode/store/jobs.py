@@ -42,6 +42,9 @@ OWED: Final[tuple[DeliveryState, ...]] = ("waiting", "confirming")
 TAKEN: Final[tuple[DeliveryState, ...]] = ("confirming", "delivered")
 # Of a job that forwards hundreds of objects.
 _NAMED: Final = 20
+# What is longer than any back-off, and than a report is awaited.
+LONGEST_WAIT_S: Final = 1000.0
+_LONGEST_PROOF_S: Final = 90000.0
 
 _metadata = MetaData()
 _rule = Table(
@@ -537,7 +540,7 @@ class Jobs:
 
     def owed(self, now: float) -> list[str]:
         """The destinations that have deliveries whose time has come."""
-        query = select(_delivery.c.destination).where(_is_due(now)).distinct().order_by(_delivery.c.destination)
+        query = select(_delivery.c.destination).where(_has_come(now)).distinct().order_by(_delivery.c.destination)
         with self._reader.connect() as connection:
             return list(connection.execute(query).scalars())
 
@@ -545,7 +548,7 @@ class Jobs:
         self, now: float, destination: str | None = None, limit: int | None = None, owed_before: float | None = None
     ) -> list[Delivery]:
         """Deliveries whose time has come, the longest due first: all, or of a destination, at most so many, only old ones."""
-        asked = [_is_due(now)]
+        asked = [_has_come(now)]
         if destination is not None:
             asked.append(_delivery.c.destination == destination)
         if owed_before is not None:
@@ -556,7 +559,7 @@ class Jobs:
     def attempts(self, now: float, destination: str, limit: int | None = None) -> list[Attempt]:
         """Attempts at a destination whose time has come, the longest due first, at most so many."""
         due_at = func.min(_delivery.c.next_attempt_at)
-        query = select(_delivery.c.job_id, due_at.label("due_at")).where(_is_due(now), _delivery.c.destination == destination)
+        query = select(_delivery.c.job_id, due_at.label("due_at")).where(_has_come(now), _delivery.c.destination == destination)
         query = query.group_by(_delivery.c.job_id).order_by(due_at, _delivery.c.job_id).limit(limit)
         with self._reader.connect() as connection:
             return [Attempt(row.job_id, destination, row.due_at) for row in connection.execute(query)]
@@ -736,6 +739,13 @@ def _record_attempt(connection: Connection, delivery: Delivery, values: Mapping[
 
 def _is_due(now: float) -> ColumnElement[bool]:
     return and_(_delivery.c.state.in_(OWED), _delivery.c.next_attempt_at <= now)
+
+
+def _has_come(now: float) -> ColumnElement[bool]:
+    """Whether its time has come; also where nothing waits so long: then the clock has been set back since."""
+    waits = case((_delivery.c.state == "waiting", LONGEST_WAIT_S), else_=_LONGEST_PROOF_S)
+    due = or_(_delivery.c.next_attempt_at <= now, _delivery.c.next_attempt_at > now + waits)
+    return and_(_delivery.c.state.in_(OWED), due)
 
 
 def _taken(taken: Taken) -> dict[str, str]:
