@@ -42,6 +42,7 @@ OWED: Final[tuple[DeliveryState, ...]] = ("waiting", "confirming")
 TAKEN: Final[tuple[DeliveryState, ...]] = ("confirming", "delivered")
 # Of a job that forwards hundreds of objects.
 _NAMED: Final = 20
+_FOR_EVER: Final = 1e18
 # What is longer than any back-off, and than a report is awaited.
 LONGEST_WAIT_S: Final = 1000.0
 _LONGEST_PROOF_S: Final = 90000.0
@@ -53,6 +54,7 @@ _rule = Table(
     Column("digest", String, primary_key=True),
     Column("document", String, nullable=False),
     Column("first_loaded_at", Float, nullable=False),
+    Column("in_force_until", Float, nullable=False, server_default="0"),
 )
 _job = Table(
     "job",
@@ -126,6 +128,14 @@ class Decision:
     rule_digest: str
     model: str
     model_version: str
+
+
+class FormerRule(NamedTuple):
+    """The document of a rule that is no longer in force, and from when to when it was."""
+
+    document: str
+    first_loaded_at: float
+    in_force_until: float
 
 
 class Unmade(NamedTuple):
@@ -255,6 +265,20 @@ class Jobs:
                 as_it_is_now = {"document": row.excluded.document}
                 connection.execute(row.on_conflict_do_update(index_elements=["digest"], set_=as_it_is_now))
             return {row.digest: row.first_loaded_at for row in connection.execute(select(_rule))}
+
+    def put_in_force(self, digests: Collection[str], now: float) -> None:
+        """These of the rules that were loaded are asked about what comes from now on, and no others."""
+        mine, is_in_force = _rule.c.digest.in_(digests), _rule.c.in_force_until == _FOR_EVER
+        with self._writer.begin() as connection:
+            connection.execute(_rule.update().where(~mine, is_in_force).values(in_force_until=now))
+            connection.execute(_rule.update().where(mine).values(in_force_until=_FOR_EVER))
+
+    def former_rules(self, since: float) -> list[FormerRule]:
+        """The rules that were in force at some time after then, and are not any more."""
+        ended = and_(_rule.c.in_force_until > since, _rule.c.in_force_until < _FOR_EVER)
+        query = select(_rule.c.document, _rule.c.first_loaded_at, _rule.c.in_force_until).where(ended).order_by(_rule.c.digest)
+        with self._reader.connect() as connection:
+            return [FormerRule(*row) for row in connection.execute(query)]
 
     def rule(self, digest: str) -> str:
         """The document of a rule that was loaded once."""

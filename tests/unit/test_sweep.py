@@ -12,7 +12,7 @@ from segnode.config import parse_config
 from segnode.dicom.header import Header
 from segnode.pipeline.assemble import image_values, is_stat
 from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
-from segnode.pipeline.sweep import Sweep
+from segnode.pipeline.sweep import Sweep, former_rules
 from segnode.store.database import open_database
 from segnode.store.index import Answer, Index, Instance, OpenAssociation, QuietSeries, Sender
 from segnode.store.jobs import Job, Jobs, Taken
@@ -56,8 +56,9 @@ class Node:
     def sweep(self, rules: Sequence[Rule]) -> list[Job]:
         """Sweep now, as a worker that has these rules; all jobs after that. The key of an object is the path of its file."""
         first_loaded = self.jobs.load_rules(documents(rules), self.now)
-        values = image_values(self.index, Path)
-        Sweep(self.index, self.jobs, rules, first_loaded, values, self.ask, lambda: self.now).decide()
+        self.jobs.put_in_force([rule.digest for rule in rules], self.now)
+        values, former = image_values(self.index, Path), former_rules(self.jobs, self.now)
+        Sweep(self.index, self.jobs, rules, first_loaded, values, self.ask, lambda: self.now, former=former).decide()
         return self.jobs.all()
 
 
@@ -139,6 +140,41 @@ def test_rule_does_not_act_on_what_came_before_it(node: Node) -> None:
     assert len(node.sweep(rules(0.0, version="2"))) == 1
     node.receive("1.6")
     assert [job.model_version for job in node.sweep(rules(0.0, version="2"))] == ["1", "2"]
+
+
+def test_what_waits_when_rules_change_is_done_by_those_that_it_waits_for(node: Node) -> None:
+    """A series that is not quiet yet, then another version, then no rule at all: it is made, once, and late images are not."""
+    node.sweep(rules(60.0))
+    node.receive("1.1")
+    node.now += 10
+    assert node.sweep(rules(60.0, version="2")) == []
+    node.receive("1.7", series="1.4")
+    node.now += 40
+    assert node.sweep([]) == []
+    node.now += 10
+    (first,) = node.sweep([])
+    node.now += 10
+    (_, second) = node.sweep([])
+    made = [(job.series_instance_uid, job.model_version) for job in (first, second)]
+    assert made == [("1.3", "1"), ("1.4", "2")]
+    node.receive("1.5")
+    node.now += 100
+    assert [job.id for job in node.sweep([]) if job.state == "waiting"] == [second.id]
+    assert node.index.quiet_series() == []
+
+
+def test_forwarding_rule_that_is_gone_sends_what_waits(node: Node) -> None:
+    """Also a rule without a model: what came before it was taken away is owed."""
+    archive = '[[destinations]]\nname = "archive"\nto = "ARCHIVE@127.0.0.1:104"\n'
+    forward = '[[rules]]\nwhen = {}\nsend_to = ["archive"]\nquiet = 60.0\n'
+    forwarding = resolve_rules(parse_config(archive + forward, Path()))
+    node.sweep(forwarding)
+    node.receive("1.1")
+    node.now += 10
+    node.sweep(rules(60.0, modality="MR"))
+    node.now += 50
+    (job,) = node.sweep(rules(60.0, modality="MR"))
+    assert [(delivery.destination, delivery.sop_instance_uid) for delivery in job.deliveries] == [("archive", "1.1")]
 
 
 def test_clock_that_is_set_back_keeps_no_series_waiting(node: Node) -> None:
