@@ -47,6 +47,7 @@ SegnodeError
     ├── FormRefused          it will not take this form; another may do
     ├── AlreadyThere         it says that it holds an object of that UID, which remains to be seen
     ├── CannotAsk            it cannot be asked whether it holds an object
+    │   └── BrokeOffWhenAsked  it broke off: that it never can be asked is not said by that
     ├── NotConfirmed         it said that it stored an object, and does not stand by it
     ├── CannotReadBack       it says that it holds an object, and does not give it out
     ├── DeliveryRefused      it will not take the object in any form; trying again is of no use
@@ -266,6 +267,10 @@ class AlreadyThere(DeliveryFailed):
 
 class CannotAsk(DeliveryFailed):
     """The destination does not say whether it holds an object."""
+
+
+class BrokeOffWhenAsked(CannotAsk):
+    """The destination broke off when it was asked; as some do to whom may not ask, and others that are ended just then."""
 
 
 class NotConfirmed(DeliveryFailed):

@@ -456,6 +456,7 @@ class _Worker:
             with _going_on("sweep broke"):  # the next sweep looks at the same rows again
                 due_in = wiring.sweep.decide()
                 wiring.read_ahead.tire()
+            with _going_on("dispatching broke"):
                 wiring.dispatch.give_up(time.time())
                 wiring.confirmer.wake()
                 workflows.run(self._store.jobs.waiting(), wiring.dispatch.due(time.time()))
@@ -483,7 +484,7 @@ class _Worker:
         from segnode.pipeline.labelmaps import Labelmaps
         from segnode.pipeline.reject import Rejecter
         from segnode.pipeline.report_commitment import Reporter
-        from segnode.pipeline.sweep import Sweep
+        from segnode.pipeline.sweep import Sweep, former_rules
         from segnode.pipeline.workflows import Stages
 
         store, receiver = self._store, self._receiver
@@ -510,9 +511,12 @@ class _Worker:
         dispatch = Dispatch(store.jobs, store.standings, configs)
         forwarder = Forwarder(deliverer, config.node.ae_title)
         stages = Stages(inferrer, encoder, deliverer, forwarder, store.jobs, receiver.meter, time.time)
-        first_loaded = store.jobs.load_rules(documents(rules), time.time())
+        finder, notifiers = Finder(catalogues(config), store.index, time.time), self._notifiers(config)
+        # From here on nothing is wrong with the configuration.
+        now = time.time()
+        first_loaded = store.jobs.load_rules(documents(rules), now)
+        store.jobs.put_in_force([rule.digest for rule in rules], now)
         values = image_values(store.index, store.objects.path)
-        finder = Finder(catalogues(config), store.index, time.time)
         read_ahead = ReadAhead(assembler, lambda: bool(store.jobs.waiting()), time.monotonic)
         sweep = Sweep(
             store.index,
@@ -524,9 +528,10 @@ class _Worker:
             time.time,
             read_ahead.expect,
             lambda image: is_stat(store.objects.path(image.object_key)),
+            former_rules(store.jobs, now),
         )
         rejecter = Rejecter(receiver, store.jobs, time.time)
-        return _Wiring(stages, sweep, read_ahead, dispatch, rejecter, confirmer, reporter, self._notifiers(config), models)
+        return _Wiring(stages, sweep, read_ahead, dispatch, rejecter, confirmer, reporter, notifiers, models)
 
     def _notifiers(self, config: Config) -> Sequence["Notifier"]:
         """What tells the webhooks. Raises ConfigError where a secret cannot be read."""

@@ -1,6 +1,7 @@
 """The STOW-RS client: sends SEGs to other people's archives."""
 
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ _GONE: Final = (404, 410)
 _REFUSED_TOGETHER: Final = (*_REFUSED_FORM, 413)
 _BLOCK: Final = 1 << 16
 _MOST_BYTES: Final = 64 << 20
+# Of an answer that is no object: one to a hundred objects has some fifty thousand.
+_LONGEST_ANSWER: Final = 16 << 20
 _MOST_PARTS: Final = 100
 
 
@@ -125,40 +128,62 @@ class StowDestination:
     def held(self, wanted: Identified) -> bytes | None:
         """Search by QIDO-RS and fetch by WADO-RS; see the port Destination.
 
-        Of an archive that answers no searches it is held where it should be, or nowhere.
+        Of an archive that answers no searches, or with no list, it is held where it should be, or nowhere.
         """
         uid = wanted.sop_instance_uid
         search = self._request("GET", f"/instances?SOPInstanceUID={uid}", {"Accept": "application/dicom+json"})
-        known = search.status_code in _FOUND
+        listed = _list(search)
         place = (wanted.study_instance_uid, wanted.series_instance_uid)
-        if known:
+        if listed is not None:
             # Some archives match less than they are asked for.
-            matches = [item for item in _list(search) if _first(item, _INSTANCE) == uid]
+            matches = [item for item in listed if _first(item, _INSTANCE) == uid]
             if not matches:
                 return None
             place = (_first(matches[0], _STUDY) or place[0], _first(matches[0], _SERIES) or place[1])
         url = f"/studies/{place[0]}/series/{place[1]}/instances/{uid}"
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-        given = self._request("GET", url, {"Accept": accept})
+        given = self._request("GET", url, {"Accept": accept}, longest=None)
         if given.is_success:
             return given.content[place_of_part(given.content, given.headers.get("content-type", ""))]
         answer = f"{self.where} answers WADO-RS with HTTP {given.status_code}"
-        if known:
+        if listed is not None:
             raise CannotReadBack(answer)
         if given.status_code in _GONE:
             return None
         raise CannotAsk(f"{answer}, and a search with HTTP {search.status_code}")
 
-    def _request(self, method: str, path: str, headers: dict[str, str], body: Iterable[bytes] | None = None) -> httpx.Response:
-        """Its answer. Raises BrokeOff when it cannot be reached, DeliveryDeferred when it does not say what it holds (GET)."""
+    def _request(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: Iterable[bytes] | None = None,
+        longest: int | None = _LONGEST_ANSWER,
+    ) -> httpx.Response:
+        """Its answer. Raises BrokeOff when there is none, DeliveryDeferred when it does not say what it holds (GET)."""
+        url = self.peer.url(path)
         try:
-            with nullcontext(self.client) if self.client else self.peer.client() as client:
-                response = client.request(method, self.peer.url(path), content=body, headers=headers)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+            with (
+                nullcontext(self.client) if self.client else self.peer.client() as client,
+                client.stream(method, url, content=body, headers=headers) as response,
+            ):
+                status, content = response.status_code, self._read(response, longest)
+                kind = [(name, value) for name, value in response.headers.raw if name.lower() == b"content-type"]
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise BrokeOff(self.peer.trouble(error)) from error
-        if method == "GET" and _is_passing(response.status_code):
-            raise DeliveryDeferred(f"{self.where} does not say what it holds: HTTP {response.status_code}")
-        return response
+        if method == "GET" and _is_passing(status):
+            raise DeliveryDeferred(f"{self.where} does not say what it holds: HTTP {status}")
+        return httpx.Response(status, headers=kind, content=content)
+
+    def _read(self, response: httpx.Response, longest: int | None) -> bytes:
+        """All of an answer. Raises BrokeOff where it is longer, or comes so slowly that it does not end in time."""
+        until, size, blocks = time.monotonic() + self.peer.timeout_s, 0, list[bytes]()
+        for block in response.iter_bytes():
+            blocks.append(block)
+            size += len(block)
+            if longest is not None and (size > longest or time.monotonic() > until):
+                raise BrokeOff(f"{self.where} answers HTTP {response.status_code} with what does not end")
+        return b"".join(blocks)
 
 
 @dataclass(frozen=True)
@@ -207,7 +232,7 @@ def ask(peer: DicomWebPeer) -> str:
         with peer.client() as client, client.stream("GET", peer.url("/studies?limit=1")) as response:
             answer = f"{peer.root} answers a search with HTTP {response.status_code}"
             kind = response.headers.get("content-type", "")
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise DeliveryDeferred(peer.trouble(error)) from error
     if response.status_code in _NOT_LET_IN:
         raise DeliveryRefused(f"{answer}: it does not let this node in: {_key_to_look_at(peer, response.status_code)}")
@@ -310,11 +335,13 @@ def stored_answer(response: httpx.Response, sop_instance_uid: str) -> str:
     """What the archive said of the object: stored is only what it lists as stored, whatever the HTTP status."""
     document = _document(response)
     answer = f"HTTP {response.status_code}"
-    for item in (*_items(document, _FAILED), *_items(document, _OTHER)):
+    failures = (*_items(document, _FAILED), *_items(document, _OTHER))
+    for item in failures:
         reason = _first(item, _REASON)
         if isinstance(reason, int) and _first(item, _INSTANCE_UID) in (sop_instance_uid, None):
             _raise_failure(reason, f"{answer}, failure reason 0x{reason:04X}")
-    for item in _items(document, _REFERENCED):
+    has_failed = any(_first(item, _INSTANCE_UID) == sop_instance_uid for item in failures)
+    for item in _items(document, _REFERENCED) if not has_failed else ():
         if _first(item, _INSTANCE_UID) == sop_instance_uid:
             warning = _first(item, _WARNING)
             answer += f", warning 0x{warning:04X}" if isinstance(warning, int) else ""
@@ -353,28 +380,32 @@ def place_of_part(content: bytes | mmap, kind: str) -> slice:
     return slice(start, max(content.rfind(b"\r\n" + delimiter), start))
 
 
-def _list(response: httpx.Response) -> list[dict[str, Any]]:
+def _list(response: httpx.Response) -> list[Any] | None:
+    """What a search has found; None where the answer says nothing of that."""
+    if response.status_code not in _FOUND:
+        return None
+    found = _json(response) if response.content else []
+    return found if isinstance(found, list) else None
+
+
+def _document(response: httpx.Response) -> Any:
+    document = _json(response)
+    return document[0] if isinstance(document, list) and len(document) == 1 else document
+
+
+def _json(response: httpx.Response) -> Any:
     try:
-        found = response.json() if response.content else []
-    except ValueError:
-        return []
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
 
 
-def _document(response: httpx.Response) -> dict[str, Any]:
-    try:
-        document = response.json()
-    except ValueError:
-        return {}
-    if isinstance(document, list) and len(document) == 1:
-        document = document[0]
-    return document if isinstance(document, dict) else {}
+def _items(document: Any, tag: str) -> list[Any]:
+    """The values of an attribute; none where there are none, or it is no DICOM JSON."""
+    element = document.get(tag) if isinstance(document, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
 
 
-def _items(document: dict[str, Any], tag: str) -> list[dict[str, Any]]:
-    items = document.get(tag, {}).get("Value") or []
-    return [item for item in items if isinstance(item, dict)]
-
-
-def _first(item: dict[str, Any], tag: str) -> Any:
-    return (item.get(tag, {}).get("Value") or [None])[0]
+def _first(item: Any, tag: str) -> Any:
+    return next(iter(_items(item, tag)), None)

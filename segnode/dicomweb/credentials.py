@@ -123,7 +123,7 @@ class OidcTokens(httpx.Auth):
             )
         try:
             lasts = float(answer["expires_in"])
-        except (KeyError, TypeError, ValueError):  # until it is refused
+        except (KeyError, TypeError, ValueError, OverflowError):  # until it is refused
             return _Token(text, math.inf)
         return _Token(text, now + lasts - min(_EARLIER_S, lasts / 10))
 

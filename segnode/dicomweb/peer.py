@@ -47,11 +47,13 @@ class DicomWebPeer:
         """The URL of a resource."""
         return f"{self.root.rstrip('/')}{path}"
 
-    def trouble(self, error: httpx.TransportError | httpx.InvalidURL) -> str:
+    def trouble(self, error: httpx.RequestError | httpx.InvalidURL) -> str:
         """Why it gave no answer."""
         who = self.root
-        if isinstance(error, httpx.TransportError) and GRANT in error.request.extensions:
+        if isinstance(error, httpx.RequestError) and GRANT in error.request.extensions:
             who = f"{error.request.url}, which is to give a token for {self.root},"
+        if isinstance(error, httpx.DecodingError):
+            return f"{who} answers with what cannot be decoded"
         by = f" by the proxy {self.proxy}" if self.proxy else ""
         if isinstance(error, httpx.ProxyError) and str(error).startswith(_PROXY_WANTS_TO_KNOW):
             return f"{who} cannot be reached{by}: it wants to know who asks (HTTP 407)"

@@ -32,6 +32,7 @@ from segnode.dimse.send_lane import MAXIMUM_PDU, SendLane
 from segnode.dimse.switches import set_switches
 from segnode.errors import (
     AlreadyThere,
+    BrokeOffWhenAsked,
     CannotAsk,
     CannotReadBack,
     DeliveryDeferred,
@@ -92,7 +93,9 @@ class DimseDestination:
         received: list[bytes] = []
 
         def keep(event: Event) -> int:
-            received.append(event.encoded_dataset())
+            # Some archives give out more than they are asked for.
+            if event.request.AffectedSOPInstanceUID == wanted.sop_instance_uid:  # type: ignore[union-attr]
+                received[:] = [event.encoded_dataset()]
             return SUCCESS
 
         with self._asking(kinds, sop_class, keep) as association:
@@ -281,10 +284,14 @@ def _rejection(association: Association) -> str:
 
 def _find(association: Association, wanted: Identified, where: str) -> bool:
     """Whether the archive lists an object of that UID. Raises CannotAsk, DeliveryDeferred."""
-    found = False
-    for status, match in association.send_c_find(_identifier(wanted), _FIND):
+    found, broke_off = False, f"{where} accepts C-FIND and breaks off when it is asked"
+    try:
+        answers = association.send_c_find(_identifier(wanted), _FIND)
+    except RuntimeError as error:  # pynetdicom's, where the association broke off before
+        raise BrokeOffWhenAsked(broke_off) from error
+    for status, match in answers:
         if "Status" not in status:  # as archives do to those that may send, but not ask
-            raise CannotAsk(f"{where} accepts C-FIND and breaks off when it is asked")
+            raise BrokeOffWhenAsked(broke_off)
         code = int(status.Status)
         if code in _PENDING:
             found = found or (match is not None and match.get("SOPInstanceUID") == wanted.sop_instance_uid)
@@ -296,10 +303,14 @@ def _find(association: Association, wanted: Identified, where: str) -> bool:
 
 def get_instance(association: Association, wanted: Identified, where: str) -> int:
     """Have the archive send the object of that UID; the status it ends with. Raises DeliveryDeferred."""
-    code = SUCCESS
-    for status, _ in association.send_c_get(_identifier(wanted), _GET):
+    code, broke_off = SUCCESS, f"{where} broke off while it gave out an object"
+    try:
+        answers = association.send_c_get(_identifier(wanted), _GET)
+    except RuntimeError as error:  # pynetdicom's, where the association broke off before
+        raise DeliveryDeferred(broke_off) from error
+    for status, _ in answers:
         if "Status" not in status:
-            raise DeliveryDeferred(f"{where} broke off while it gave out an object")
+            raise DeliveryDeferred(broke_off)
         code = int(status.Status)
     _raise_if_passing(code, f"{where} answers C-GET with status 0x{code:04X}")
     return code

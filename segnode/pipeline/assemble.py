@@ -286,7 +286,7 @@ def values_in_files(paths: Iterable[Path], keywords: Collection[str]) -> SeriesV
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=sorted(keywords))
             texts = {keyword: as_text(header.get(keyword)) for keyword in keywords}
-        except (InvalidDicomError, EOFError, OSError, ValueError, RecursionError):
+        except Exception:  # noqa: BLE001  pydicom raises anything on what is no DICOM
             texts = dict.fromkeys(keywords, "")
         for keyword, text in texts.items():
             found[keyword].add(text)

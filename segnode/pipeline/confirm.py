@@ -9,6 +9,7 @@ from pydicom.uid import generate_uid
 from segnode.config import DestinationConfig
 from segnode.dicom.status import COMMITMENT_FAILURES
 from segnode.errors import (
+    BrokeOffWhenAsked,
     CannotAsk,
     CannotReadBack,
     DeliveryDeferred,
@@ -142,6 +143,8 @@ class Confirmer:
         try:
             held = destination.held(stored.identified)
         except (CannotAsk, CannotReadBack) as reason:
+            if isinstance(reason, BrokeOffWhenAsked) and now < delivery.stored_at + OVERDUE_S:
+                return Proof(f"stored; {reason}", again_at)
             raise DeliveryRefused(
                 f"stored, but not proved: {reason}: have it give out what it holds, or set confirm of {delivery.destination} "
                 "to status, then retry"

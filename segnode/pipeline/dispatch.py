@@ -33,7 +33,7 @@ class Dispatch:
             if standing and standing.is_paused and config:
                 continue
             if standing and standing.is_down and config:
-                at_once = 1 if now >= standing.answered_at + _PROBE_EVERY_S else 0
+                at_once = 0 if 0 <= now - standing.answered_at < _PROBE_EVERY_S else 1  # the clock may have been set back
             chosen += self.jobs.attempts(now, name, at_once) if at_once else []
         return sorted(chosen, key=lambda attempt: attempt.due_at)
 

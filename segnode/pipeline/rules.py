@@ -153,6 +153,14 @@ def forward_rule_of(document: str) -> ForwardRule:
     return _decoded(document, ForwardRule)
 
 
+def any_rule_of(document: str) -> AnyRule:
+    """The rule that a document holds, with a model or without. Raises LabelError when this version cannot read it."""
+    try:
+        return rule_of(document)
+    except LabelError:
+        return forward_rule_of(document)
+
+
 def _decoded(document: str, kind: type[_R]) -> _R:
     try:
         return msgspec.json.decode(document, type=kind)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from segnode.dicom.uids import derived_digest
+from segnode.errors import LabelError, OutOfResources
 from segnode.pipeline.route import route
-from segnode.pipeline.rules import AnyRule, ForwardRule, SeriesValues, series_values
+from segnode.pipeline.rules import AnyRule, ForwardRule, SeriesValues, any_rule_of, series_values
 from segnode.store.index import Index, Instance, QuietSeries
 from segnode.store.jobs import TAKEN, Decision, Job, Jobs
 
@@ -17,10 +18,20 @@ _log = structlog.get_logger()
 
 # How long an answer to what a peer has of a series counts, before it is asked again.
 _ASK_AGAIN_S: Final = 10.0
+# No series that is waited for is longer on its way.
+_FORMER_S: Final = 86400.0
 _CAME_LATE: Final = "came late and are not in this result"
 
 # The values of these attributes in the images of a series, as these were at a time.
 ImageValues = Callable[[str, frozenset[str], float], SeriesValues]
+
+
+class Former(NamedTuple):
+    """A rule that is no longer in force, and from when to when it was."""
+
+    rule: AnyRule
+    since: float
+    until: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Sweep:
 
     `image_values` reads attributes of the images of a series as they are at a time. `ask` has a peer asked what it has of a
     series; it returns at once, and the answer is a row. `is_expected` is told which series a model may soon be asked about,
-    again and again, and returns at once as well. `is_stat` says whether an image was asked for as STAT.
+    again and again, and returns at once as well. `is_stat` says whether an image was asked for as STAT. What came while the
+    `former` rules were in force, and waits, is done by them.
     """
 
     index: Index
@@ -41,12 +53,18 @@ class Sweep:
     clock: Callable[[], float]
     is_expected: Callable[[QuietSeries], None] = lambda _: None
     is_stat: Callable[[Instance], bool] = lambda _: False
+    former: Sequence[Former] = ()
 
     def decide(self) -> float:
         """Commit a decision for each series and rule whose time has come; in how many seconds the next comes by itself."""
         due_in = math.inf
         for series in self.index.quiet_series():
-            self.consider(series)
+            try:
+                self.consider(series)
+            except OutOfResources:
+                raise
+            except Exception:  # noqa: BLE001  what one series meets keeps no other from its turn
+                _log.exception("a series cannot be considered", series_instance_uid=series.series_instance_uid)
             since = self.clock() - series.last_received_at
             due_in = min((due_in, *(rule.config.quiet - since for rule in self.rules if rule.config.quiet > since)))
         return due_in
@@ -58,11 +76,7 @@ class Sweep:
         """
         senders = self.index.senders(series.series_instance_uid)
         values = series_values(series.attributes, senders)
-        selecting = [
-            rule
-            for rule in self.rules
-            if self.first_loaded[rule.digest] <= series.last_received_at and not rule.unsatisfied(values)
-        ]
+        selecting = [rule for rule in self._in_force(series) if not rule.unsatisfied(values)]
         complete = [rule for rule in selecting if self._is_complete(series, rule)]
         due = [rule for rule in complete if self._images_satisfy(rule, series)]
         unsent = self.jobs.unsent(series.series_instance_uid)
@@ -87,11 +101,21 @@ class Sweep:
         elif any(rule not in complete and not isinstance(rule, ForwardRule) for rule in selecting):
             self.is_expected(series)
 
+    def _in_force(self, series: QuietSeries) -> list[AnyRule]:
+        """The rules as they were when the last image came."""
+        now = [rule for rule in self.rules if not self._came_before(series, rule)]
+        return now + [former.rule for former in self.former if former.since <= series.last_received_at < former.until]
+
+    def _came_before(self, series: QuietSeries, rule: AnyRule) -> bool:
+        """Whether a rule was loaded after the last image came; not where that is still to be, by a clock that was set back."""
+        return series.last_received_at < self.first_loaded[rule.digest] <= self.clock()
+
     def _is_complete(self, series: QuietSeries, rule: AnyRule) -> bool:
         """Whether nothing brings the series any more, and what the rule waits for has come, or `quiet` is over."""
         if series.is_being_sent:
             return False
-        if self.clock() - series.last_received_at >= rule.config.quiet:
+        # By a clock that was set back the last image may be still to come, and for years.
+        if abs(self.clock() - series.last_received_at) >= rule.config.quiet:
             return True
         if rule.config.ask is not None:
             return self._has_all(series, rule.config.ask)
@@ -128,6 +152,17 @@ class Sweep:
         if not keywords:
             return True
         return not rule.unsatisfied(self.image_values(series.series_instance_uid, keywords, series.last_received_at))
+
+
+def former_rules(jobs: Jobs, now: float) -> list[Former]:
+    """The rules that were in force within a day, and are not any more."""
+    found = []
+    for document, since, until in jobs.former_rules(now - _FORMER_S):
+        try:
+            found.append(Former(any_rule_of(document), since, until))
+        except LabelError as error:
+            _log.warning("a rule that is gone is not asked about what waits", reason=str(error))
+    return found
 
 
 def decision_of(series: str, content: str, rule: AnyRule) -> Decision:

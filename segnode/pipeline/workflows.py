@@ -5,7 +5,7 @@ Two workflows, each named by the row it follows from, so that a repeat is the sa
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ WORKFLOW_VERSION: Final = "5"
 
 # How often a job may be begun that does not come through, because its model or this process crashes.
 _MOST_CRASHES: Final = 3
-# How many a destination may have at once is seen to where they are chosen: here none is to wait for another's.
+# How many a destination may have at once is seen to where they are chosen.
 _DELIVERED_AT_ONCE: Final = 64
 _REPEAT_S: Final = 5.0
 _ATTEMPTS: Final = 1_000_000
@@ -222,7 +222,7 @@ class Workflows:
                 with SetWorkflowID(workflow_id):
                     DBOS.start_workflow(self._make, job.id)
                 self._begun.add(workflow_id)
-        for workflow_id in self._not_begun(deliver, _DELIVERED_AT_ONCE):
+        for workflow_id in self._not_begun(deliver):
             with SetWorkflowID(workflow_id):
                 DBOS.start_workflow(self._deliver, *deliver[workflow_id])
             self._begun.add(workflow_id)
@@ -230,10 +230,20 @@ class Workflows:
             self._look_at = time.monotonic() + _LOOK_S
             self._forget_lost()
 
-    def _not_begun(self, asked: Collection[str], at_once: int) -> list[str]:
-        """The first of what is asked for and has not begun, as many as there is room for."""
+    def _not_begun(self, asked: Mapping[str, tuple[str, str, float]]) -> list[str]:
+        """The first of what is asked for and has not begun, as many as there is room for; for one of each destination there is.
+
+        So that none waits for those of others that hang.
+        """
         left = [workflow_id for workflow_id in asked if workflow_id not in self._begun]
-        return left[: max(0, at_once - len(asked) + len(left))]
+        room = max(0, _DELIVERED_AT_ONCE - len(asked) + len(left))
+        chosen = left[:room]
+        at_work = {asked[workflow_id][1] for workflow_id in asked.keys() - left} | {asked[each][1] for each in chosen}
+        for workflow_id in left[room:]:
+            if asked[workflow_id][1] not in at_work:
+                at_work.add(asked[workflow_id][1])
+                chosen.append(workflow_id)
+        return chosen
 
     def _forget_lost(self) -> None:
         """Forget workflows whose rows still ask for them and that nobody works on: they are begun anew.

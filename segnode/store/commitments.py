@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from segnode.store.database import make_tables, reading
+from segnode.store.jobs import LONGEST_WAIT_S
 
 Outcome = Literal["", "committed", "failed"]
 
@@ -210,7 +211,9 @@ class Commitments:
 
     def unreported(self, now: float) -> list[Request]:
         """The requests whose report is to be sent now; what failed most often comes last."""
-        due = self._requests(~_request.c.settled, _request.c.next_report_at <= now)
+        # Nothing waits so long, but where the clock has been set back since.
+        has_come = or_(_request.c.next_report_at <= now, _request.c.next_report_at > now + LONGEST_WAIT_S)
+        due = self._requests(~_request.c.settled, has_come)
         return sorted(due, key=lambda request: request.attempts)
 
     def defer_report(self, request_id: int, next_report_at: float, attempts: int) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
+    case,
     cast,
     exists,
     func,
@@ -70,6 +71,7 @@ Origin = Literal["received", "made"]
 
 # Objects are numbered as they come.
 _RECEIVED_AS: Final[ColumnElement[int]] = literal_column("instance.rowid", Integer)
+_LATER: Final[ColumnElement[float]] = literal_column("0.000001", Float)
 _COMES_LAST: Final = "UPDATE instance SET rowid = (SELECT max(rowid) + 1 FROM instance) WHERE object_key = ?"
 
 _sending = Table(
@@ -634,7 +636,9 @@ def _put(table: Table, on_conflict: Literal["ignore", "abort"] = "ignore") -> st
 @cache
 def _touch() -> str:
     update = _series.update().where(_series.c.SeriesInstanceUID == bindparam("series"))
-    last = func.max(_series.c.last_received_at, bindparam("now"))
+    # By a clock that was set back an image comes before those that came: its series is to be considered anew all the same.
+    before, now = _series.c.last_received_at, bindparam("now", type_=Float)
+    last = case((now < before, before + _LATER), else_=now)
     return str(update.values(last_received_at=last).compile(dialect=_NAMED))
 
 

@@ -42,6 +42,10 @@ OWED: Final[tuple[DeliveryState, ...]] = ("waiting", "confirming")
 TAKEN: Final[tuple[DeliveryState, ...]] = ("confirming", "delivered")
 # Of a job that forwards hundreds of objects.
 _NAMED: Final = 20
+_FOR_EVER: Final = 1e18
+# What is longer than any back-off, and than a report is awaited.
+LONGEST_WAIT_S: Final = 1000.0
+_LONGEST_PROOF_S: Final = 90000.0
 
 _metadata = MetaData()
 _rule = Table(
@@ -50,6 +54,7 @@ _rule = Table(
     Column("digest", String, primary_key=True),
     Column("document", String, nullable=False),
     Column("first_loaded_at", Float, nullable=False),
+    Column("in_force_until", Float, nullable=False, server_default="0"),
 )
 _job = Table(
     "job",
@@ -123,6 +128,14 @@ class Decision:
     rule_digest: str
     model: str
     model_version: str
+
+
+class FormerRule(NamedTuple):
+    """The document of a rule that is no longer in force, and from when to when it was."""
+
+    document: str
+    first_loaded_at: float
+    in_force_until: float
 
 
 class Unmade(NamedTuple):
@@ -252,6 +265,20 @@ class Jobs:
                 as_it_is_now = {"document": row.excluded.document}
                 connection.execute(row.on_conflict_do_update(index_elements=["digest"], set_=as_it_is_now))
             return {row.digest: row.first_loaded_at for row in connection.execute(select(_rule))}
+
+    def put_in_force(self, digests: Collection[str], now: float) -> None:
+        """These of the rules that were loaded are asked about what comes from now on, and no others."""
+        mine, is_in_force = _rule.c.digest.in_(digests), _rule.c.in_force_until == _FOR_EVER
+        with self._writer.begin() as connection:
+            connection.execute(_rule.update().where(~mine, is_in_force).values(in_force_until=now))
+            connection.execute(_rule.update().where(mine).values(in_force_until=_FOR_EVER))
+
+    def former_rules(self, since: float) -> list[FormerRule]:
+        """The rules that were in force at some time after then, and are not any more."""
+        ended = and_(_rule.c.in_force_until > since, _rule.c.in_force_until < _FOR_EVER)
+        query = select(_rule.c.document, _rule.c.first_loaded_at, _rule.c.in_force_until).where(ended).order_by(_rule.c.digest)
+        with self._reader.connect() as connection:
+            return [FormerRule(*row) for row in connection.execute(query)]
 
     def rule(self, digest: str) -> str:
         """The document of a rule that was loaded once."""
@@ -537,7 +564,7 @@ class Jobs:
 
     def owed(self, now: float) -> list[str]:
         """The destinations that have deliveries whose time has come."""
-        query = select(_delivery.c.destination).where(_is_due(now)).distinct().order_by(_delivery.c.destination)
+        query = select(_delivery.c.destination).where(_has_come(now)).distinct().order_by(_delivery.c.destination)
         with self._reader.connect() as connection:
             return list(connection.execute(query).scalars())
 
@@ -545,7 +572,7 @@ class Jobs:
         self, now: float, destination: str | None = None, limit: int | None = None, owed_before: float | None = None
     ) -> list[Delivery]:
         """Deliveries whose time has come, the longest due first: all, or of a destination, at most so many, only old ones."""
-        asked = [_is_due(now)]
+        asked = [_has_come(now)]
         if destination is not None:
             asked.append(_delivery.c.destination == destination)
         if owed_before is not None:
@@ -556,7 +583,7 @@ class Jobs:
     def attempts(self, now: float, destination: str, limit: int | None = None) -> list[Attempt]:
         """Attempts at a destination whose time has come, the longest due first, at most so many."""
         due_at = func.min(_delivery.c.next_attempt_at)
-        query = select(_delivery.c.job_id, due_at.label("due_at")).where(_is_due(now), _delivery.c.destination == destination)
+        query = select(_delivery.c.job_id, due_at.label("due_at")).where(_has_come(now), _delivery.c.destination == destination)
         query = query.group_by(_delivery.c.job_id).order_by(due_at, _delivery.c.job_id).limit(limit)
         with self._reader.connect() as connection:
             return [Attempt(row.job_id, destination, row.due_at) for row in connection.execute(query)]
@@ -736,6 +763,13 @@ def _record_attempt(connection: Connection, delivery: Delivery, values: Mapping[
 
 def _is_due(now: float) -> ColumnElement[bool]:
     return and_(_delivery.c.state.in_(OWED), _delivery.c.next_attempt_at <= now)
+
+
+def _has_come(now: float) -> ColumnElement[bool]:
+    """Whether its time has come; also where nothing waits so long: then the clock has been set back since."""
+    waits = case((_delivery.c.state == "waiting", LONGEST_WAIT_S), else_=_LONGEST_PROOF_S)
+    due = or_(_delivery.c.next_attempt_at <= now, _delivery.c.next_attempt_at > now + waits)
+    return and_(_delivery.c.state.in_(OWED), due)
 
 
 def _taken(taken: Taken) -> dict[str, str]:

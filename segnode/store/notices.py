@@ -8,7 +8,7 @@ from sqlalchemy import Column, Engine, Float, Integer, MetaData, Select, String,
 from sqlalchemy.dialects.sqlite import insert
 
 from segnode.store.database import reading
-from segnode.store.jobs import State
+from segnode.store.jobs import LONGEST_WAIT_S, State
 
 _WAITING: Final = "waiting"
 _LATE_S: Final = 3600.0
@@ -86,7 +86,9 @@ class Notices:
         of_job = (_transition.c.job_id == _notice.c.job_id) & (_transition.c.sequence == _notice.c.sequence)
         columns = (_notice.c.job_id, _notice.c.sequence, _notice.c.webhook, _transition.c.state, _transition.c.at)
         query = select(*columns, _notice.c.attempts, _notice.c.created_at).join_from(_notice, _transition, of_job)
-        query = query.where(_notice.c.state == _WAITING, _notice.c.webhook == webhook, _notice.c.next_attempt_at <= now)
+        # Nothing waits so long, but where the clock has been set back since.
+        due = (_notice.c.next_attempt_at <= now) | (_notice.c.next_attempt_at > now + LONGEST_WAIT_S)
+        query = query.where(_notice.c.state == _WAITING, _notice.c.webhook == webhook, due)
         with self._reader.connect() as connection:
             return [Notice(*row) for row in connection.execute(query.order_by(_transition.c.at, _notice.c.sequence))]
 

@@ -288,6 +288,18 @@ def test_archive_that_is_down_is_probed_once_a_minute(night: Night) -> None:
     assert {delivery.state for job in night.jobs.all() for delivery in job.deliveries} == {"delivered"}
 
 
+@pytest.mark.parametrize("failures", [1, 5])
+def test_clock_that_is_set_back_keeps_nothing_waiting(night: Night, failures: int) -> None:
+    """What was to be tried at a time that is years away by now is tried, also where the archive was found to be down."""
+    while night.standings.of("archive").failures < failures:
+        night.attempt()
+        night.now = max(night.now, night.delivery().next_attempt_at)
+    night.now -= 1e8
+    night.answer("ok")
+    night.attempt()
+    assert night.delivery().state == "delivered"
+
+
 def test_archive_that_is_down_delays_no_other(tmp_path: Path) -> None:
     """What is owed to an archive that answers goes at once beside one that is down, and one that is paused."""
     night = night_of(tmp_path, "dead", "paused", "well")
@@ -394,7 +406,18 @@ def response(status: int, stored: Sequence[dict] = (), failed: Sequence[dict] | 
         (httpx.Response(401), NotLetIn),
         (httpx.Response(403), NotLetIn),
         (httpx.Response(404), DeliveryRefused),
-        (httpx.Response(200, json=[1, 2]), DeliveryDeferred),
+        (response(200, [item("1.1")], [item("1.1")]), DeliveryDeferred),
+        *[
+            (httpx.Response(200, json=document), DeliveryDeferred)
+            for document in (
+                [1, 2],
+                {"00081199": [item("1.1")]},
+                {"00081199": None, "00081198": "1.1"},
+                {"00081199": {"vr": "SQ", "Value": {"1.1": 1}}, "00081198": {"vr": "SQ", "Value": 1}},
+                {"00081199": {"vr": "SQ", "Value": ["1.1", {"00081155": "1.1"}, {"00081155": {"Value": {"1.1": 1}}}]}},
+            )
+        ],
+        (httpx.Response(200, content=b"[" * 100_000), DeliveryDeferred),
     ],
 )
 def test_stow_answer(given: httpx.Response, outcome: type[DeliveryFailed] | None) -> None:

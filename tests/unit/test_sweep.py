@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from segnode.config import parse_config
 from segnode.dicom.header import Header
-from segnode.pipeline.assemble import image_values
+from segnode.pipeline.assemble import image_values, is_stat
 from segnode.pipeline.rules import Rule, documents, resolve_rules, rule_of
-from segnode.pipeline.sweep import Sweep
+from segnode.pipeline.sweep import Sweep, former_rules
 from segnode.store.database import open_database
-from segnode.store.index import Answer, Index, OpenAssociation, QuietSeries, Sender
+from segnode.store.index import Answer, Index, Instance, OpenAssociation, QuietSeries, Sender
 from segnode.store.jobs import Job, Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.testing.part10 import encode_part10
@@ -56,8 +56,9 @@ class Node:
     def sweep(self, rules: Sequence[Rule]) -> list[Job]:
         """Sweep now, as a worker that has these rules; all jobs after that. The key of an object is the path of its file."""
         first_loaded = self.jobs.load_rules(documents(rules), self.now)
-        values = image_values(self.index, Path)
-        Sweep(self.index, self.jobs, rules, first_loaded, values, self.ask, lambda: self.now).decide()
+        self.jobs.put_in_force([rule.digest for rule in rules], self.now)
+        values, former = image_values(self.index, Path), former_rules(self.jobs, self.now)
+        Sweep(self.index, self.jobs, rules, first_loaded, values, self.ask, lambda: self.now, former=former).decide()
         return self.jobs.all()
 
 
@@ -139,6 +140,91 @@ def test_rule_does_not_act_on_what_came_before_it(node: Node) -> None:
     assert len(node.sweep(rules(0.0, version="2"))) == 1
     node.receive("1.6")
     assert [job.model_version for job in node.sweep(rules(0.0, version="2"))] == ["1", "2"]
+
+
+def test_what_waits_when_rules_change_is_done_by_those_that_it_waits_for(node: Node) -> None:
+    """A series that is not quiet yet, then another version, then no rule at all: it is made, once, and late images are not."""
+    node.sweep(rules(60.0))
+    node.receive("1.1")
+    node.now += 10
+    assert node.sweep(rules(60.0, version="2")) == []
+    node.receive("1.7", series="1.4")
+    node.now += 40
+    assert node.sweep([]) == []
+    node.now += 10
+    (first,) = node.sweep([])
+    node.now += 10
+    (_, second) = node.sweep([])
+    made = [(job.series_instance_uid, job.model_version) for job in (first, second)]
+    assert made == [("1.3", "1"), ("1.4", "2")]
+    node.receive("1.5")
+    node.now += 100
+    assert [job.id for job in node.sweep([]) if job.state == "waiting"] == [second.id]
+    assert node.index.quiet_series() == []
+
+
+def test_forwarding_rule_that_is_gone_sends_what_waits(node: Node) -> None:
+    """Also a rule without a model: what came before it was taken away is owed."""
+    archive = '[[destinations]]\nname = "archive"\nto = "ARCHIVE@127.0.0.1:104"\n'
+    forward = '[[rules]]\nwhen = {}\nsend_to = ["archive"]\nquiet = 60.0\n'
+    forwarding = resolve_rules(parse_config(archive + forward, Path()))
+    node.sweep(forwarding)
+    node.receive("1.1")
+    node.now += 10
+    node.sweep(rules(60.0, modality="MR"))
+    node.now += 50
+    (job,) = node.sweep(rules(60.0, modality="MR"))
+    assert [(delivery.destination, delivery.sop_instance_uid) for delivery in job.deliveries] == [("archive", "1.1")]
+
+
+def test_clock_that_is_set_back_keeps_no_series_waiting(node: Node) -> None:
+    """Rules that were loaded, and images that came, at a time that is years away now: its series is made, late images too."""
+    node.now = 1e9
+    node.sweep(rules(60.0))
+    node.receive("1.1")
+    node.now = 1e8
+    (first,) = node.sweep(rules(60.0))
+    node.receive("1.5", series="1.4")
+    node.receive("1.6")
+    node.now += 60
+    later = [job for job in node.sweep(rules(60.0)) if job.id != first.id]
+    assert sorted(job.series_instance_uid for job in later) == ["1.3", "1.4"]
+    assert node.index.quiet_series() == []
+
+
+@pytest.mark.parametrize("cause", ["a deflated stream that ends early", "a value representation that nobody knows"])
+def test_series_that_cannot_be_read_keeps_no_other_from_its_turn(node: Node, tmp_path: Path, cause: str) -> None:
+    """An image that is held and that nobody can read: the next series is decided on all the same, and so is its own."""
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID, image.RequestedProcedurePriority = HEADER.sop_class_uid, "1.9", "STAT"
+    deflated = encode_part10(image, DeflatedExplicitVRLittleEndian)
+    unknown = encode_part10(image, ExplicitVRLittleEndian).replace(b"\x40\x00\x03\x10SH", b"\x40\x00\x03\x10ZZ")
+    (tmp_path / "broken").write_bytes(deflated[:-8] if "deflated" in cause else unknown)
+    node.sweep(rules(0.0))
+    node.index.add(replace(HEADER, sop_instance_uid="1.9"), str(tmp_path / "broken"), 1, "digest", "received", node.now)
+    node.receive("1.5", series="1.4")
+    first_loaded = node.jobs.load_rules(documents(rules(0.0)), node.now)
+    stat = lambda held: is_stat(Path(held.object_key))  # noqa: E731
+    values = image_values(node.index, Path)
+    Sweep(node.index, node.jobs, rules(0.0), first_loaded, values, node.ask, lambda: node.now, is_stat=stat).decide()
+    assert sorted(job.series_instance_uid for job in node.jobs.all()) == ["1.3", "1.4"]
+
+
+def test_series_that_breaks_the_sweep_keeps_no_other_from_its_turn(node: Node) -> None:
+    """Whatever is not foreseen of one series: the others are decided on."""
+
+    def breaks(held: Instance) -> bool:
+        if held.series_instance_uid == "1.3":
+            raise LookupError(held.series_instance_uid)
+        return False
+
+    node.sweep(rules(0.0))
+    node.receive("1.1")
+    node.receive("1.5", series="1.4")
+    first_loaded = node.jobs.load_rules(documents(rules(0.0)), node.now)
+    values = image_values(node.index, Path)
+    Sweep(node.index, node.jobs, rules(0.0), first_loaded, values, node.ask, lambda: node.now, is_stat=breaks).decide()
+    assert [job.series_instance_uid for job in node.jobs.all()] == ["1.4"]
 
 
 def test_image_that_comes_during_the_sweep_is_waited_for(node: Node) -> None:

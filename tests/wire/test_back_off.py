@@ -1,7 +1,9 @@
 """A night with archives that are down: the engine, real connections that are refused, and a clock in the hand."""
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from segnode.store.database import workflow_database
 from segnode.store.jobs import Delivery
 from segnode.testing.servers import free_port, until
 from tests.outbox import CREATED, Outbox
+from tests.wire.test_delivery_matrix import Archive, stow
 
 ARCHIVES = [f"archive-{number}" for number in range(5)]
 
@@ -97,6 +100,28 @@ def test_a_night_of_back_off_holds_no_slot(night: Night) -> None:
     # Whose turn it is when an archive that is down is probed: that which has waited longest.
     attempts = counted(*night.deliveries("j"), *night.deliveries("new"))
     assert attempts == counted(*waiting) + Counter(ARCHIVES)
+
+
+def test_archives_that_hang_with_all_they_may_have_at_once_delay_no_other(tmp_path: Path) -> None:
+    """Four that accept connections and say nothing, with sixteen attempts each: what is owed to a fifth goes at once."""
+    names = [f"hangs-{number}" for number in range(4)]
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent, stow(Archive(), []) as root:
+        roots = {**dict.fromkeys(names, f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web"), "well": root}
+        configs = {name: DestinationConfig(name=name, to=to, max_associations=16) for name, to in roots.items()}
+        outbox = Outbox(tmp_path, configs, {name: StowDestination(DicomWebPeer(to)) for name, to in roots.items()})
+        workflows = Workflows(outbox.stages, Slots([]), workflow_database(tmp_path / "workflows.sqlite"), "test", lambda: None)
+        for number in range(16):
+            outbox.owe(*names, job=f"j{number}")
+        workflows.run([], outbox.dispatch.due(outbox.now))
+        with ExitStack() as accepted:
+            for _ in range(64):
+                accepted.enter_context(silent.accept()[0])
+            outbox.now += 1
+            outbox.owe("well", job="last")
+            workflows.run([], outbox.dispatch.due(outbox.now))
+            until(lambda: outbox.delivery("well", "last").state == "delivered", 10)
+        until(nothing_goes_on)
+    DBOS.destroy(destroy_registry=True)
 
 
 def test_records_of_the_engine_are_purged(night: Night) -> None:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -60,6 +60,7 @@ class Archive:
     kept: dict[str, bytes] = field(default_factory=dict)
     received: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    also_given: list[bytes] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     cuts_off: int = 0
     loses: int = 0
@@ -106,8 +107,10 @@ class Archive:
 
     def on_get(self, event: evt.Event) -> Iterator[object]:
         """Answer a C-GET."""
-        yield 1
-        yield 0xFF00, dcmread(BytesIO(self.kept[event.identifier.SOPInstanceUID]))
+        given = [*self.also_given, self.kept[event.identifier.SOPInstanceUID]]
+        yield len(given)
+        for part10 in given:
+            yield 0xFF00, dcmread(BytesIO(part10))
 
     def on_pdu(self, event: evt.Event) -> None:
         """Abort in the middle of an object."""
@@ -406,12 +409,14 @@ HANG_UP = 0
 
 @dataclass
 class Response:
-    """What a scripted STOW server answers: a status, a failure reason, whether it keeps the object and says so."""
+    """What a scripted STOW server answers: a status, a failure reason, whether it keeps the object and says so; or this."""
 
     status: int
     reason: int | None = None
     keeps: bool = False
     lists: bool = True
+    body: bytes | None = None
+    encoding: str = "identity"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -421,6 +426,7 @@ class Handler(BaseHTTPRequestHandler):
     archive: Archive
     responses: list[Response]
     searches: bool
+    page: bytes | None
 
     def setup(self) -> None:
         """Count connections."""
@@ -440,6 +446,9 @@ class Handler(BaseHTTPRequestHandler):
         if response.status == HANG_UP:
             self.close_connection = True
             return
+        if response.body is not None:
+            self.answer(response.status, response.body, "application/dicom+json", response.encoding)
+            return
         item = {"00081155": {"vr": "UI", "Value": [dataset.SOPInstanceUID]}}
         document: dict = {"00081198": {"vr": "SQ"}}
         if response.reason is not None:
@@ -454,6 +463,9 @@ class Handler(BaseHTTPRequestHandler):
         search = re.fullmatch(r"/dicom-web/instances\?SOPInstanceUID=(.*)", self.path)
         if search:
             self.archive.asked.append(search[1])
+            if self.page is not None:
+                self.answer(200, self.page, "application/dicom+json")
+                return
             found = [{"00080018": {"vr": "UI", "Value": [search[1]]}}] if search[1] in self.archive.kept else []
             self.answer(200 if self.searches else 404, json.dumps(found).encode(), "application/dicom+json")
             return
@@ -464,22 +476,24 @@ class Handler(BaseHTTPRequestHandler):
         part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + held + b"\r\n--b--"
         self.answer(200, part, 'multipart/related; type="application/dicom"; boundary=b')
 
-    def answer(self, status: int, body: bytes, kind: str) -> None:
+    def answer(self, status: int, body: bytes, kind: str, encoding: str = "identity") -> None:
         """Answer."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        self.send_header("Content-Encoding", encoding)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # nobody reads on
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
 
 
 @contextmanager
-def stow(archive: Archive, responses: list[Response], *, searches: bool = True) -> Iterator[str]:
-    """A STOW server that answers so in turn, then stores what comes, each UID once; its root."""
-    told = {"archive": archive, "responses": responses, "searches": searches}
+def stow(archive: Archive, responses: list[Response], *, searches: bool = True, page: bytes | None = None) -> Iterator[str]:
+    """A STOW server that answers so in turn, then stores what comes, each UID once; its root. To a search it may say `page`."""
+    told = {"archive": archive, "responses": responses, "searches": searches, "page": page}
     server = ThreadingHTTPServer(("127.0.0.1", archive.port), type("Told", (Handler,), told))
     with answering(server) as address:
         yield f"http://{address}/dicom-web"
@@ -509,10 +523,15 @@ def test_stow_server_that_refuses_labelmap_gets_binary(tmp_path: Path, refusal: 
 
 @pytest.mark.parametrize(
     "trouble",
-    [Response(503), Response(500), Response(429), Response(200), Response(202), Response(200, 0xA700), Response(HANG_UP)],
+    [
+        *(Response(503), Response(500), Response(429), Response(200), Response(202), Response(200, 0xA700), Response(HANG_UP)),
+        Response(200, body=b'{"00081199": ["nonsense"]}'),
+        Response(200, body=b"no gzip", encoding="gzip"),
+        Response(200, body=b" " * (32 << 20)),
+    ],
 )
 def test_stow_server_in_trouble_gets_the_same_form_later(tmp_path: Path, trouble: Response) -> None:
-    """No room, a breakdown, and 200 with nothing stored are tried again, in the same form."""
+    """No room, a breakdown, 200 with nothing stored or with what nobody can read are tried again, in the same form."""
     archive = Archive()
     with stow(archive, [trouble]) as root:
         box = outbox(tmp_path, root, LADDER)
@@ -546,6 +565,16 @@ def test_stow_server_that_stores_and_does_not_say_so_holds_it_once(tmp_path: Pat
         delivery = go_on(box)
     assert (delivery.state, delivery.sent_sop_instance_uid) == ("delivered", RESULT), delivery
     assert "same labels" in delivery.last_answer
+    archive.require_one()
+
+
+@pytest.mark.parametrize("page", [b"<html>Sign in</html>", b'{"error": "busy"}', b"[{"])
+def test_stow_server_whose_search_says_nothing_gets_no_binary(tmp_path: Path, page: bytes) -> None:
+    """A page or an error in the place of a list of what is found is no word that there is nothing: it is fetched."""
+    archive = Archive()
+    with stow(archive, [Response(HANG_UP, keeps=True), Response(415), Response(415)], page=page) as root:
+        delivery = go_on(outbox(tmp_path, root, LADDER), attempts=2)
+    assert (delivery.state, delivery.sent_sop_instance_uid) == ("delivered", RESULT), delivery
     archive.require_one()
 
 

@@ -244,6 +244,15 @@ def test_token_that_has_expired_is_renewed(tmp_path: Path) -> None:
     assert web.shown == ["Bearer token-1", "Bearer token-2", "Bearer token-3"]
 
 
+def test_token_that_lasts_for_longer_than_any_number_is_kept(tmp_path: Path) -> None:
+    """Whatever a server says of how long it lasts, it is used until it is refused."""
+    with serving(Web(expires_in=10**400)) as web:
+        archive = archive_in(config_of(tmp_path, web.url, oidc(web)))
+        for _ in range(2):
+            send(archive)
+    assert web.shown == ["Bearer token-1"] * 2
+
+
 def test_refused_token_is_renewed_once(tmp_path: Path) -> None:
     """After a 401 the whole object goes again with a new token; after a second 401 nothing more, and it is tried later."""
     with serving(Web(lets_in=lambda shown: shown == "Bearer token-2", expires_in=None)) as web:

@@ -1,22 +1,29 @@
 """Read back before it counts: archives that give out what they were sent, something else, nothing yet, or nothing ever."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
-from pydicom.uid import KeyObjectSelectionDocumentStorage
+from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian, KeyObjectSelectionDocumentStorage
+from pynetdicom import evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet
 
+from segnode.config import parse_dimse_address
 from segnode.dicom.header import read_header
-from segnode.errors import DeliveryRefused
+from segnode.dimse.peer import DimsePeer
+from segnode.dimse.scu import associate, get_instance
+from segnode.errors import DeliveryDeferred, DeliveryRefused
+from segnode.pipeline.ports import Listed
 from segnode.pipeline.read_back import require_same_content
 from segnode.seg.rejection_note import NoteIdentity, rejection_note
 from segnode.store.jobs import Decision
 from segnode.testing.servers import orthanc, orthanc_program
 from tests.conftest import absent
-from tests.outbox import CREATED, RESULT, Outbox, outbox, require_truth, segmentation, truth
+from tests.outbox import CREATED, RESULT, SERIES, STUDY, Outbox, outbox, require_truth, segmentation, truth
 from tests.wire.test_delivery_matrix import BOTH, NATIVE, Archive, Response, go_on, held_by, scp, stow
 
 DAY = 86400
@@ -90,6 +97,52 @@ def test_other_labels_are_a_failure(tmp_path: Path) -> None:
         archive.kept[RESULT] = segmentation(np.roll(truth(), 1, axis=1))
         delivery = go_on(box)
     assert (delivery.state, "with other labels" in delivery.last_answer) == ("failed", True)
+
+
+def test_archive_that_gives_out_the_whole_series_has_it(tmp_path: Path) -> None:
+    """Of all that comes by C-GET that of the UID is compared."""
+    archive = Archive(also_given=[segmentation(truth(), f"{RESULT[:-1]}.7")])
+    with scp(archive, *BOTH) as address:
+        delivery = go_on(outbox(tmp_path, address, confirm="read-back"), attempts=2)
+    assert (delivery.state, delivery.last_answer) == ("delivered", READ_BACK)
+
+
+def test_archive_that_is_ended_while_it_is_asked_is_asked_again(tmp_path: Path) -> None:
+    """C-FIND that breaks off is no proof, nor that there never will be one: for a day; then what to set is in the answer."""
+    breaks: list[bool] = [True]
+
+    class Ending(Archive):
+        def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+            if breaks:
+                event.assoc.abort()
+            yield from super().on_find(event)
+
+    archive = Ending()
+    with scp(archive, *BOTH) as address:
+        box = outbox(tmp_path / "node", address, confirm="read-back")
+        assert go_on(box, attempts=2).state == "confirming"
+        assert not box.standings.of("archive").is_down
+        breaks.clear()
+        assert go_on(box).state == "delivered"
+        breaks.append(True)
+        never = outbox(tmp_path / "other", address, confirm="read-back")
+        archive.kept.clear()
+        assert go_on(never, attempts=2).state == "confirming"
+        never.now += DAY
+        delivery = go_on(never)
+    assert (delivery.state, "set confirm of archive to status" in delivery.last_answer) == ("failed", True)
+
+
+def test_association_that_is_gone_before_it_is_asked_is_asked_again(tmp_path: Path) -> None:
+    """It broke off between two requests: to be tried later, and nothing unforeseen."""
+    with scp(archive := Archive(), *BOTH) as address:
+        peer = DimsePeer(parse_dimse_address(address, ""), "TEST")
+        kind = (str(StudyRootQueryRetrieveInformationModelGet), str(ImplicitVRLittleEndian))
+        with associate(peer, {kind}) as association:
+            association.abort()
+            with pytest.raises(DeliveryDeferred, match="broke off"):
+                get_instance(association, Listed(STUDY, SERIES, RESULT, ""), "SINK")
+    assert archive.kept == {}
 
 
 def test_archive_that_gives_nothing_out_is_a_failure_that_says_so(tmp_path: Path) -> None:
