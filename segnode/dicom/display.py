@@ -204,12 +204,17 @@ def _applicable(attributes: Dataset) -> Dataset:
 
 
 def _wide_table(item: Dataset) -> Dataset:
-    """A LUT whose entries are said to have 16 bits.
+    """A LUT whose entries are numbers, and said to have 16 bits.
 
-    pydicom takes what is said for a type, of which there is none of 12 bits, and keeps places in the table in it.
+    pydicom takes what is said for a type, of which there is none of 12 bits, and keeps places in the table in it; it knows
+    neither entries of bytes (PS3.3 C.11.1.1), nor a table that is too long for the length of US, and so of UN (PS3.5 6.2.2).
     """
-    table = Dataset()
-    table["LUTData"], table.LUTDescriptor = item["LUTData"], [*item.LUTDescriptor[:2], 16]
+    table, entries = Dataset(), item.LUTData
+    if isinstance(entries, bytes):
+        is_big_endian, count = item.original_encoding[1] is False, int(item.LUTDescriptor[0]) or _MOST_LEVELS
+        data = little_endian(entries, 2 if is_big_endian else 1)
+        entries = np.frombuffer(data, "u1" if len(data) < 2 * count else "<u2")[:count].tolist()
+    table.LUTData, table.LUTDescriptor = entries, [*item.LUTDescriptor[:2], 16]
     return table
 
 

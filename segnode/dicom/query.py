@@ -68,6 +68,11 @@ class Between:
     first: str
     last: str
 
+    @property
+    def is_range(self) -> bool:
+        """Whether it is more than one date or time."""
+        return self.first != _beginning(self.last)
+
 
 @dataclass(frozen=True)
 class Number:
@@ -97,13 +102,27 @@ Asked = Exactly | Every | Empty | Wildcard | Between | Number | Name | Words
 class Query:
     """A search of a level. `within` holds UIDs of the levels above; `keys` are by path: keywords joined by dots.
 
-    With `combines_datetimes` a range of dates and one of times are one, from a moment to another (PS3.4 C.5.1.1).
+    With `combines_datetimes` a range of dates and one of times are one, from a moment to another (PS3.4 C.5.1.1). Raises
+    BadRequest for another range that ends before it begins.
     """
 
     level: Level
     within: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, Asked] = field(default_factory=dict)
     combines_datetimes: bool = False
+
+    def __post_init__(self) -> None:
+        moments = self.moments().values()
+        for path, what in self.keys.items():
+            if isinstance(what, Between) and what.last and what.first > what.last + "~" and path not in moments:
+                raise BadRequest(f"the range of {path} ends before it begins")
+
+    def moments(self) -> Mapping[str, str]:
+        """The dates, each with its time, of which both are ranges that are one."""
+        if not self.combines_datetimes:
+            return {}
+        ranges = {path for path, what in self.keys.items() if isinstance(what, Between) and what.is_range}
+        return {date: time for date, time in TIME_OF.items() if {date, time} <= ranges}
 
 
 def asked(path: str, text: str, *, fuzzy: bool = False, empty: bool = False, multiple: bool = False) -> Asked | None:
@@ -191,9 +210,13 @@ def _between(path: str, vr: str, text: str) -> Between:
     if not ends or not all(form.fullmatch(end) for end in ends):
         like = "YYYYMMDD" if vr == "DA" else "HHMMSS"
         raise BadRequest(f"a key of {path} is {like}, or a range of these: {like}-{like}, {like}- or -{like}")
-    if len(ends) == 2 and first > last + "~":
-        raise BadRequest(f"the range of {path} ends before it begins")
     last = last if dash else first
-    while vr == "TM" and len(first) in (4, 6) and first.endswith("00"):
-        first = first[:-2]
-    return Between(first, last)
+    return Between(_beginning(first), last)
+
+
+def _beginning(end: str) -> str:
+    """A time without the zeros at its end; a date as it is."""
+    end = end.rstrip("0").rstrip(".") if "." in end else end
+    while len(end) in (4, 6) and end.endswith("00"):
+        end = end[:-2]
+    return end

@@ -30,7 +30,7 @@ def native_xml(document: Json) -> bytes:
     root = Element("NativeDicomModel", {"xmlns": _NAMESPACE, "xml:space": "preserve"})
     _add_attributes(root, document)
     xml: bytes = tostring(root, encoding="UTF-8", xml_declaration=True)
-    return xml
+    return xml.replace(b"\r", b"&#13;")  # unescaped it is read as \n (XML 2.11)
 
 
 def _add_attributes(parent: Element, document: Json) -> None:

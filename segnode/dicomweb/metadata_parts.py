@@ -5,6 +5,7 @@ The parts lie on disk until the message has ended; then each object is put toget
 
 import re
 import threading
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
@@ -37,6 +39,8 @@ _TAG: Final = re.compile("[0-9A-Fa-f]{8}")
 _FIRST_OF_DATA_SET: Final = 0x00080000
 _CHARACTER_SET: Final = 0x00080005
 _UNDEFINED: Final = 0xFFFFFFFF
+_NUMBERS_AS_TEXT: Final = ("DS", "IS")
+_WHOLE: Final = ("IS", "SL", "SS", "SV", "UL", "US", "UV")
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _IMAGE: Final = {0x00280010: "Rows", 0x00280011: "Columns", 0x00280100: "BitsAllocated"}
 _NUMBER_OF_FRAMES: Final = "00280008"
@@ -241,7 +245,8 @@ class _Composition:
         encoded = DicomBytesIO()
         encoded.is_little_endian, encoded.is_implicit_VR = True, False
         try:
-            dataset = Dataset.from_json({f"{tag:08X}": _with_short_decimals(content)}, self._nested)
+            dataset = Dataset.from_json({f"{tag:08X}": _writable(content)}, self._nested)
+            _empty_numbers(dataset)
             write_dataset(encoded, dataset, "ISO_IR 192")
         except NotDicom:
             raise
@@ -311,16 +316,37 @@ def _file_meta(document: Json, transfer_syntax_uid: str) -> bytes:
     return file.getvalue()
 
 
-def _with_short_decimals(content: Any) -> Any:
-    """DS as numbers, which JSON writes with more digits than the 16 characters of the VR hold, as text that they do."""
-    if not isinstance(content, dict) or not isinstance(content.get("Value"), list):
+def _writable(content: Any) -> Any:
+    """Content of which pydicom writes all that it says, and nothing else. Raises ValueError for what is none of its VR.
+
+    Of base64 pydicom passes over what is none, of a whole number over what is behind the point, and over tags that are none;
+    and items it writes in the character set that they name, where JSON has one.
+    """
+    if not isinstance(content, dict):
         return content
-    values = content["Value"]
-    if content.get("vr") == "DS":
-        values = [format_number_as_ds(value) if isinstance(value, float) else value for value in values]
-    elif content.get("vr") == "SQ":
-        values = [{k: _with_short_decimals(v) for k, v in item.items()} if isinstance(item, dict) else item for item in values]
-    return {**content, "Value": values}
+    inline = content.get("InlineBinary") or []
+    for text in [inline] if isinstance(inline, str) else inline:
+        b64decode("".join(text.split()), validate=True)
+    values, vr = content.get("Value"), content.get("vr")
+    return {**content, "Value": [_writable_value(vr, value) for value in values]} if isinstance(values, list) else content
+
+
+def _writable_value(vr: Any, value: Any) -> Any:
+    if vr == "SQ" and isinstance(value, dict):
+        return {tag: _writable(content) for tag, content in value.items() if tag != f"{_CHARACTER_SET:08X}"}
+    if isinstance(value, float) and vr in _WHOLE and not value.is_integer():
+        raise ValueError("a whole number has a fraction")
+    if vr == "AT" and not (isinstance(value, str) and _TAG.fullmatch(value)):
+        raise ValueError("a tag is none")
+    # As a number JSON writes it with more digits than the 16 characters of the VR hold.
+    return format_number_as_ds(value) if isinstance(value, float) and vr == "DS" else value
+
+
+def _empty_numbers(dataset: Dataset) -> None:
+    """Have numbers that are empty (null, PS3.18 F.2.5) written as empty: beside others pydicom writes the word None."""
+    for element in dataset.iterall():
+        if element.VR in _NUMBERS_AS_TEXT and isinstance(element.value, MultiValue):
+            element.value = ["" if value is None else value for value in element.value]
 
 
 def _header(tag: int, vr: bytes, length: int) -> bytes:

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from segnode.dicomweb.accept import MediaRange, parse_accept
 
 _RANGE: Final = re.compile(r"bytes=(?=.*[0-9])(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.IGNORECASE)
+_ONE_RANGE: Final = r"([0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})"
+_RANGES: Final = re.compile(rf"bytes=[ \t]*{_ONE_RANGE}([ \t]*,[ \t]*{_ONE_RANGE})*[ \t]*", re.IGNORECASE)
 _LEVELS: Final = ("study", "series", "instance")
 
 
@@ -35,6 +37,12 @@ def byte_range(request: Request, size: int, tag: str) -> tuple[int, int] | None:
     if begin >= end:
         raise HTTPException(416, f"there are {size} bytes", {"Content-Range": f"bytes */{size}"})
     return begin, end
+
+
+def asks_for_ranges(header: str) -> bool:
+    """Whether a Range header says ranges of bytes; one that says anything else is to be passed over (RFC 9110 14.1.1, 14.2)."""
+    ends = (each.strip().partition("-")[::2] for each in header.partition("=")[2].split(","))
+    return _RANGES.fullmatch(header) is not None and not any(first and last and int(last) < int(first) for first, last in ends)
 
 
 def root_of(request: Request) -> str:

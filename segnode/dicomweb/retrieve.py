@@ -10,6 +10,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from segnode.dicom.xml import native_xml
 from segnode.dicomweb import blocks, wado
@@ -22,7 +23,7 @@ from segnode.dicomweb.left_out import LeftOut
 from segnode.dicomweb.media_types import DICOM, JSON, XML
 from segnode.dicomweb.metadata import Metadata, entity_tag, location, matches
 from segnode.dicomweb.multipart import Part
-from segnode.dicomweb.request import accepted, byte_range, root_of, uids_of
+from segnode.dicomweb.request import accepted, asks_for_ranges, byte_range, root_of, uids_of
 from segnode.errors import NotAcceptable, NotFound
 from segnode.store.index import Index, Instance, uid_of
 from segnode.store.objects import ObjectStore
@@ -79,7 +80,7 @@ class Retrieval:
         """An object by itself; as it is held also ranges of it, and the server sends the file."""
         kind, headers = given.representation.content_type, {"Vary": "Accept"}
         if given.path is not None:
-            return FileResponse(given.path, headers={**headers, "ETag": f'"{instance.digest[:32]}"'}, media_type=kind)
+            return _HeldFile(given.path, headers={**headers, "ETag": f'"{instance.digest[:32]}"'}, media_type=kind)
         response = self.answers.streamed(given.blocks, kind, given.size)
         response.headers.update(headers)
         return response
@@ -189,6 +190,16 @@ class Retrieval:
         if not instances:
             raise NotFound("nothing is held under that URL")
         return instances
+
+
+class _HeldFile(FileResponse):
+    """A file, or ranges of it. Starlette refuses a Range header that is to be passed over."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with it."""
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        kept = [(name, text) for name, text in headers if name != b"range" or asks_for_ranges(text.decode("latin-1"))]
+        await super().__call__({**scope, "headers": kept}, receive, send)
 
 
 def _xml_part(instance: Instance, document: bytes, root: str) -> Part:

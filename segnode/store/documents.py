@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 from segnode.store.database import Driver, reading
 
 # Another number has everything made anew.
-FORMAT: Final = 2
+FORMAT: Final = 3
 # As many as one statement may have in every SQLite.
 _MOST_VARIABLES: Final = 500
 # A shorter one is kept as it is: that of an image is little beside its pixels, and a series has hundreds to be read at once.

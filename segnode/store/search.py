@@ -45,7 +45,6 @@ from segnode.dicom.attributes import (
 )
 from segnode.dicom.query import (
     LEVELS,
-    TIME_OF,
     Asked,
     Between,
     Empty,
@@ -277,7 +276,7 @@ def _conditions(query: Query) -> Iterator[ColumnElement[bool]]:
     columns = _columns(query.level)
     for keyword, uid in query.within.items():
         yield columns[keyword] == uid
-    together = _together(query) if query.combines_datetimes else {}
+    together = query.moments()
     for date, time in together.items():
         yield _between_moments(columns[date], query.keys[date], columns[time], query.keys[time])
     in_items: dict[str, list[ColumnElement[bool]]] = defaultdict(list)
@@ -307,12 +306,6 @@ def _of_study(uid: ColumnElement[str], what: Asked) -> Iterator[ColumnElement[bo
         return
     for each in [Exactly((value,)) for value in what.values] if isinstance(what, Every) else [what]:
         yield exists().where(other.c.StudyInstanceUID == uid, condition(other.c.Modality, "Modality", each))
-
-
-def _together(query: Query) -> dict[str, str]:
-    """The dates, each with its time, of which both are ranges."""
-    ranges = {path for path, what in query.keys.items() if isinstance(what, Between) and what.first != what.last}
-    return {date: time for date, time in TIME_OF.items() if {date, time} <= ranges}
 
 
 def _between_moments(date: ColumnElement[str], dates: Asked, time: ColumnElement[str], times: Asked) -> ColumnElement[bool]:

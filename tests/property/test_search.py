@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from segnode.dicom.query import Query, asked
@@ -19,7 +19,9 @@ TEXTS = st.text("aAbB[]^'\"%_-?*ü太 .", max_size=5).map(str.strip)
 CODES = st.sampled_from(["CT", "MR", "SEG", "C", "", "CTA", 'S"G'])
 NAMES = st.lists(st.text("aAüÜéß'- ", max_size=4), max_size=3).map("^".join)
 DATES = st.sampled_from(["", "20251231", "20260101", "20260102", "20260115", "20260201"])
-TIMES = st.sampled_from(["", "00", "0000", "09", "0959", "095959.9", "10", "1000", "100000", "100000.5", "1030", "235959"])
+TIMES = st.sampled_from(
+    ["", "00", "0000", "09", "0959", "095959.9", "10", "1000", "100000", "100000.0", "100000.5", "100000.50", "1030", "235959"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +118,23 @@ def test_times(index: Index, stored: str, first: str, last: str) -> None:
     assert found(index, {"StudyTime": stored}, {"StudyTime": f"{first}-{last}"}) == expected
 
 
-@given(DATES, st.sampled_from(["080000", "120000", "200000"]))
-def test_dates_and_times_together(index: Index, date: str, time: str) -> None:
-    """Ranges of dates and times are one, from a moment to another."""
-    keys = {"StudyDate": "20260101-20260115", "StudyTime": "100000-150000"}
-    expected = "20260101100000" <= date + time <= "20260115150000"
+HOURS = st.sampled_from(["080000", "120000", "200000"])
+
+
+@given(DATES, HOURS, HOURS, HOURS)
+def test_dates_and_times_together(index: Index, date: str, time: str, first: str, last: str) -> None:
+    """Ranges of dates and times are one, from a moment to another, whose times are in any order."""
+    assume(first != last)
+    keys = {"StudyDate": "20260101-20260115", "StudyTime": f"{first}-{last}"}
+    expected = f"20260101{first}" <= date + time <= f"20260115{last}"
+    assert found(index, {"StudyDate": date, "StudyTime": time}, keys) == expected
+
+
+@given(DATES, HOURS, HOURS)
+def test_a_time_on_any_of_some_dates(index: Index, date: str, time: str, asked: str) -> None:
+    """One time is no range, and so not the end of one that begins at a date."""
+    expected = "20260101" <= date <= "20260115" and time == asked
+    keys = {"StudyDate": "20260101-20260115", "StudyTime": asked}
     assert found(index, {"StudyDate": date, "StudyTime": time}, keys) == expected
 
 

@@ -5,6 +5,9 @@ import json
 
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segnode.dicom.dataset_json import dataset_json
@@ -65,6 +68,27 @@ def test_numbers_that_json_has_not_are_null() -> None:
     dataset.RealWorldValueSlope = float("nan")
     document = dataset_json(dataset, str)
     assert document["00409225"] == {"vr": "FD", "Value": [None]}
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize(
+    ("keyword", "text", "values"),
+    [
+        ("WindowCenter", "1.5\\\\-3e2 ", [1.5, None, -300]),
+        ("WindowCenter", "1,5", ["1,5"]),
+        ("WindowCenter", "1e999 ", ["1e999"]),
+        ("SelectorISValue", " 7\\+08\\", [7, 8, None]),
+        ("SelectorISValue", "5.5\\5.0\\x", ["5.5", 5, "x"]),
+        ("SelectorISValue", "99999999999999999999", [99999999999999999999]),
+        ("OtherPatientNames", "A^B\\\\=I", [{"Alphabetic": "A^B"}, None, {"Ideographic": "I"}]),
+    ],
+)
+def test_of_several_values_none_is_lost(implicit: bool, keyword: str, text: str, values: list[object]) -> None:
+    """One that is empty is null, and a number that is none of JSON, or of its VR, stays the text that it is (PS3.18 F.2.3)."""
+    dataset = Dataset()
+    tag = Tag(keyword)
+    dataset[tag] = RawDataElement(tag, None if implicit else dictionary_VR(tag), len(text), text.encode(), 0, implicit, True)
+    assert dataset_json(dataset, str)[f"{tag:08X}"] == {"vr": dictionary_VR(tag), "Value": values}
 
 
 @pytest.mark.parametrize("name", ["dcmqi/partial_overlaps.dcm", "highdicom/sm_image.dcm", "pydicom-data/liver_expb.dcm"])

@@ -4,7 +4,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
@@ -45,6 +45,27 @@ def test_a_voi_lut_maps_values(bits: int, implicit: bool, little: bool) -> None:
     )
     expected = entries[np.clip(RAMP.astype(int) - 50, 0, 399)] * 255 / ((1 << bits) - 1)
     assert (grey(RAMP, said) == np.rint(expected)).all()
+
+
+@pytest.mark.parametrize("little", [True, False])
+@pytest.mark.parametrize("count", [256, 255])
+def test_a_voi_lut_may_be_of_bytes(little: bool, count: int) -> None:
+    """Entries of 8 bits may lie in a byte each, in words of the order of the file (PS3.3 C.11.1.1)."""
+    entries = np.arange(count, dtype=np.uint8)[::-1]
+    (item,) = table(0, entries, 8)
+    packed = entries.tobytes() + b"\0" * (count % 2)
+    item.LUTData = packed if little else np.frombuffer(packed, "<u2").astype(">u2").tobytes()
+    said = attributes(implicit=False, little=little, VOILUTSequence=[item])
+    assert (grey(RAMP, said) == entries[np.minimum(RAMP, count - 1)]).all()
+
+
+def test_a_voi_lut_may_be_longer_than_its_vr_holds() -> None:
+    """One of 65536 entries is UN in explicit VR (PS3.5 6.2.2)."""
+    (item,) = table(0, np.arange(1), 16)
+    item.LUTDescriptor = [0, 0, 16]
+    item.add(DataElement("LUTData", "UN", np.arange(1 << 16)[::-1].astype("<u2").tobytes()))
+    said = attributes(implicit=False, VOILUTSequence=[item])
+    assert (grey(RAMP, said) == np.rint((65535 - RAMP.astype(int)) / 257)).all()
 
 
 @pytest.mark.parametrize("bits", [12, 16])

@@ -22,6 +22,8 @@ from segnode.errors import BadRequest
         (("StudyDate", "-20260101"), "StudyDate", Between("", "20260101")),
         (("StudyTime", "0830-12"), "StudyTime", Between("0830", "12")),
         (("StudyTime", "100000"), "StudyTime", Between("10", "100000")),
+        (("StudyTime", "100000.000-"), "StudyTime", Between("10", "")),
+        (("StudyTime", "100000.500-"), "StudyTime", Between("100000.5", "")),
         (("SeriesNumber", "+007"), "SeriesNumber", Number(7)),
         (("PatientName", "MÜLLER^Jörg^"), "PatientName", Name(["muller^jorg"])),
         (("PatientName", "Yamada^T*=山田^太郎"), "PatientName", Name(["yamada^t*", "山田^太郎"])),
@@ -39,6 +41,12 @@ def test_key(parameter: tuple[str, str], path: str, what: object) -> None:
 def test_key_that_asks_nothing(value: str) -> None:
     """An empty value, or wildcards only, match all there is."""
     assert parse_search("studies", {}, [("PatientName", value)]).query.keys == {}
+
+
+def test_moments_on_both_sides_of_midnight() -> None:
+    """From ten in the evening of a day to six in the morning of another is a range that does not end before it begins."""
+    asked = [("StudyDate", "20260101-20260102"), ("StudyTime", "2200-0600")]
+    assert parse_search("studies", {}, asked).query.moments() == {"StudyDate": "StudyTime"}
 
 
 def test_words_of_a_name() -> None:
@@ -105,6 +113,9 @@ def test_no_more_than_a_bound() -> None:
         [("StudyDate", "20260102-20260101")],
         [("StudyDate", "20260101-20260102-20260103")],
         [("StudyTime", "25")],
+        [("StudyTime", "2200-0600")],
+        [("StudyDate", "20260101"), ("StudyTime", "2200-0600")],
+        [("SeriesDate", "20260101-20260102"), ("StudyTime", "2200-0600")],
         [("StudyTime", "1160")],
         [("SeriesNumber", "one")],
         [("SeriesNumber", "1,2")],

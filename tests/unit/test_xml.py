@@ -64,13 +64,13 @@ def require_same(file: Path, dcm2xml: str) -> None:
 
 
 def test_private_elements_and_what_xml_cannot_write() -> None:
-    """A private element is named by its creator, without its block; markup and control characters do no harm."""
+    """A private element is named by its creator, without its block; markup, control characters and ends of lines do no harm."""
     dataset = Dataset()
-    dataset.ImageComments = "one\ftwo\nthree"
+    dataset.ImageComments = "one\ftwo\r\nthree"
     dataset.private_block(0x0045, "O'<Connor>&", create=True).add_new(0x02, "LO", 'a<b>&"\x01')
     (comments, _, element) = ET.fromstring(native_xml(dataset_json(dataset, str)))
     assert (element.get("tag"), element.get("privateCreator")) == ("00450002", "O'<Connor>&")
-    assert comments[0].text == "one\ufffdtwo\nthree"
+    assert comments[0].text == "one\ufffdtwo\r\nthree"
     assert element[0].text == 'a<b>&"\ufffd'
 
 

@@ -230,6 +230,45 @@ def test_bulk_data_uri_is_never_followed(node: Server, image: Dataset, tmp_path:
     assert not asked.is_set()
 
 
+def test_items_are_in_the_character_set_of_json(node: Server, image: Dataset) -> None:
+    """Whatever they name: a name that their set has no characters for is kept."""
+    image.pop("PixelData")
+    item = {"00080005": {"vr": "CS", "Value": ["ISO_IR 100"]}, "00104000": {"vr": "LT", "Value": ["\u5c71 \u00fc"]}}
+    assert post(node, metadata({**document(image, "1.2.50.10"), "00081140": {"vr": "SQ", "Value": [item]}})).status_code == 200
+    (found,) = reread(node, "1.2.50.10").ReferencedImageSequence
+    assert found.PatientComments == "\u5c71 \u00fc"
+
+
+def test_numbers_that_are_empty_stay_so(node: Server, image: Dataset) -> None:
+    """Null among others (PS3.18 F.2.5) is an empty value of the object, also in an item."""
+    image.pop("PixelData")
+    numbers = {"00281050": {"vr": "DS", "Value": [40.5, None, -2.5]}, "00720064": {"vr": "IS", "Value": [None, 7]}}
+    given = {**document(image, "1.2.50.11"), **numbers, "00283010": {"vr": "SQ", "Value": [numbers]}}
+    assert post(node, metadata(given)).status_code == 200
+    found = reread(node, "1.2.50.11")
+    for each in (found, found.VOILUTSequence[0]):
+        assert each.get_item("WindowCenter").value.split() == [b"40.5\\\\-2.5"]
+        assert each.get_item("SelectorISValue").value.split() == [b"\\7"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"vr": "IS", "Value": [5.5]},
+        {"vr": "US", "Value": [5.5]},
+        {"vr": "OB", "InlineBinary": "!!!!"},
+        {"vr": "AT", "Value": ["00100010", "x"]},
+        {"vr": "SQ", "Value": [{"00420011": {"vr": "OB", "InlineBinary": "!!!!"}}]},
+    ],
+)
+def test_values_that_would_be_lost_are_a_failure(node: Server, image: Dataset, content: dict[str, Any]) -> None:
+    """A fraction of a whole number, binary data that is no base64, a tag that is none: the object is not kept without them."""
+    image.pop("PixelData")
+    response = post(node, metadata({**document(image, "1.2.50.12"), "00720001": content}))
+    assert (response.status_code, [reason for reason, _ in items(response, FAILED)]) == (409, [0xC000])
+    assert held(node, "1.2.50.12") is None
+
+
 NO_JSON = {
     "no JSON": (part(b"{", JSON), 400),
     "deep JSON": (part(b"[" * 100_000, JSON), 400),
