@@ -72,7 +72,12 @@ def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None,
         for role in roles
         for number in range(1, _processes(role, config) + 1)
     ]
-    outcome = supervise(posts)
+    try:
+        outcome = supervise(posts)
+    except OSError as error:
+        raise CannotStart(
+            f"there is no room for its {len(posts)} processes (ulimit -u, -n): {error.strerror or error}"
+        ) from error
     if isinstance(outcome, int):
         return outcome
     run(outcome.post.role, outcome.post.number, inherited[outcome.post.role], outcome.ready)

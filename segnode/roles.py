@@ -133,10 +133,18 @@ class _Seat:
     start_at: float = 0.0
     deaths: int = 0
 
+    def put_off(self, *, is_steady: bool = False) -> float:
+        """Have it wait before it is started again, the longer the more often; how many seconds. One that was steady has not."""
+        self.deaths = 1 if is_steady else self.deaths + 1
+        wait = min(_FIRST_WAIT_S * 2.0 ** (self.deaths - 1), _LONGEST_WAIT_S)
+        self.start_at = time.monotonic() + wait
+        return wait
+
 
 class _Supervisor:
     def __init__(self, seats: Sequence[_Seat]) -> None:
         self._seats = seats
+        self._pid = os.getpid()
         self._told_to_stop = False
         self._in_terminal = os.isatty(_STDERR)
         self._selector = selectors.DefaultSelector()
@@ -155,7 +163,7 @@ class _Supervisor:
         ready = [self._start(seat) for seat in self._seats]
         if self._told_to_stop:  # while they were started: those that were not there yet do not know
             self._terminate()
-        serving = [_is_ready(descriptor) for descriptor in ready]
+        serving = [self._is_ready(descriptor) for descriptor in ready]
         if not all(serving):
             code = 0 if self._told_to_stop else self._exit_code_without(serving)
             if code or self._told_to_stop:
@@ -167,6 +175,17 @@ class _Supervisor:
             for seat in self._seats:
                 self._look_after(seat)
         return 0
+
+    def _is_ready(self, descriptor: int) -> bool:
+        """Wait until the role serves, or has ended without; or until all are to stop, which one that hangs does not hear."""
+        try:
+            while not self._told_to_stop:
+                if descriptor in readable(_LONGEST_WAIT_S, descriptor, self._signals.fileno()):
+                    return os.read(descriptor, 1) != b""
+                self._forget_wakes()
+            return False
+        finally:
+            os.close(descriptor)
 
     def stop(self) -> None:
         """End every process, kindly within nine seconds, then not."""
@@ -224,8 +243,7 @@ class _Supervisor:
             return
         if seat.process is None:
             if seat.start_at <= time.monotonic():
-                os.close(self._start(seat))
-                _log.info("a role is started again", started=seat.post.name)
+                self._start_again(seat)
         elif seat.process.ends_within(0):
             self._bury(seat, seat.process)
 
@@ -233,30 +251,58 @@ class _Supervisor:
         code = process.exit_code()
         self._selector.unregister(process.pidfd)
         process.bury()
-        steady = time.monotonic() - seat.started_at > _STEADY_S
-        seat.deaths = 1 if steady else seat.deaths + 1
-        wait = min(_FIRST_WAIT_S * 2.0 ** (seat.deaths - 1), _LONGEST_WAIT_S)
-        seat.process, seat.start_at = None, time.monotonic() + wait
+        seat.process = None
+        wait = seat.put_off(is_steady=time.monotonic() - seat.started_at > _STEADY_S)
         _log.error("a role has died", died=seat.post.name, exit_code=code, deaths=seat.deaths, starts_again_in_s=wait)
 
+    def _start_again(self, seat: _Seat) -> None:
+        try:
+            os.close(self._start(seat))
+        except OSError as error:  # there may be room for it later; the others serve on
+            wait = seat.put_off()
+            reason = error.strerror or str(error)
+            _log.error("a role cannot be started again now", stopped=seat.post.name, reason=reason, starts_again_in_s=wait)
+        else:
+            _log.info("a role is started again", started=seat.post.name)
+
     def _start(self, seat: _Seat) -> int:
-        """Fork the process of a post; the descriptor on which it says that it serves. Raises _InChild in that process."""
+        """Fork the process of a post; the descriptor on which it says that it serves. Raises OSError where there is no room.
+
+        Raises _InChild in that process.
+        """
         says, ready_fd = os.pipe()
-        parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         # What is told to this process is not heard by the other as long as that has the same ears.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
-        process = os.fork()
-        if not process:
-            self._settle_in(seat.post, parent, ready_fd)
-            raise _InChild(Forked(seat.post, ready_fd))
-        seat.process = _Process(os.pidfd_open(process))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
-        os.close(ready_fd)
+        try:
+            seat.process = self._fork(seat.post, ready_fd)
+        except OSError:
+            os.close(says)
+            raise
+        finally:
+            if os.getpid() == self._pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+                os.close(ready_fd)
         seat.started_at = time.monotonic()
         self._selector.register(seat.process.pidfd, selectors.EVENT_READ)
         return says
+
+    def _fork(self, post: Post, ready_fd: int) -> _Process:
+        process = os.fork()
+        if not process:
+            try:
+                self._settle_in(post, self._pid, ready_fd)
+            except OSError:
+                os._exit(1)  # its siblings are not its own to end
+            raise _InChild(Forked(post, ready_fd))
+        try:
+            return _Process(os.pidfd_open(process))
+        except OSError:
+            os.kill(process, signal.SIGKILL)  # nobody would know of it
+            os.waitpid(process, 0)
+            raise
 
     def _settle_in(self, post: Post, parent: int, ready_fd: int) -> None:
         """Become a process of its own, which has nothing of the supervisor and ends with it."""
@@ -273,9 +319,3 @@ class _Supervisor:
         stdin = os.open(os.devnull, os.O_RDONLY)
         os.dup2(stdin, _STDIN)
         close_all_but({_STDIN, _STDOUT, _STDERR, ready_fd, *post.descriptors})
-
-
-def _is_ready(descriptor: int) -> bool:
-    """Wait until the role serves, or has ended without."""
-    with os.fdopen(descriptor, "rb") as pipe:
-        return pipe.read(1) != b""

@@ -27,11 +27,12 @@ def packed(tag: int, vr: str, text: str, *, implicit: bool, character_set: str =
 
 
 def header(tag: int, vr: str, value: bytes, *, implicit: bool) -> bytes:
-    """What stands before a value."""
+    """What stands before a value; of one that is too long for its VR's two bytes of length UN (PS3.5 6.2.2)."""
     group, number = tag >> 16, tag & 0xFFFF
     if implicit:
         return _IMPLICIT.pack(group, number, len(value))
-    if (code := vr.encode()) in LONG_VRS:
+    code = vr.encode() if len(value) <= _LONGEST else b"UN"
+    if code in LONG_VRS:
         return _LONG.pack(group, number, code, 0, len(value))
     return _SHORT.pack(group, number, code, len(value))
 
@@ -48,6 +49,4 @@ def _value(vr: str, text: str, character_set: str) -> bytes:
         except (ValueError, struct.error):
             return b""
     value = text.encode(python_encoding[character_set]) if vr in _TEXT else text.encode("ascii", "replace")
-    if len(value) % 2:
-        value += b"\0" if vr == "UI" else b" "
-    return value if vr.encode() in LONG_VRS else value[:_LONGEST]
+    return value + (b"\0" if vr == "UI" else b" ") * (len(value) % 2)

@@ -11,12 +11,14 @@ import structlog
 from pynetdicom import AE
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import A_ASSOCIATE_AC, _PDUType
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from segnode.config import Config
+from segnode.dicom.status import SOP_CLASS_NOT_SUPPORTED
 from segnode.dimse.admission import (
     NO_REASON,
     TOO_MANY,
@@ -134,8 +136,9 @@ class Acceptance(ACSE):
         self._place: int | None = None
         self.admitted = Admitted(frozenset(), 0)
         dul = association.dul
-        self._decode_whole, self._send_whole = dul._decode_pdu, dul._send
+        self._decode_whole, self._send_whole, self._serve_any = dul._decode_pdu, dul._send, association._serve_request
         dul._decode_pdu, dul._send = self._decode, self._send  # type: ignore[method-assign]
+        association._serve_request = self._serve  # type: ignore[method-assign, assignment]
 
     def leave(self) -> None:
         """Let go of the association's place; it is no error when that was done before."""
@@ -214,6 +217,23 @@ class Acceptance(ACSE):
             whole = join_answer(pdu.encode(), self._answers)
             pdu.encode = lambda: whole  # type: ignore[method-assign]
         self._send_whole(pdu)
+
+    def _serve(self, message: Any, context_id: int) -> None:
+        """Have a request served that is of its presentation context: of that it was decided what the peer may use.
+
+        pynetdicom serves whatever class a command names. An object's is looked at by who receives it.
+        """
+        context = self.assoc._accepted_cx.get(context_id)
+        named = getattr(message, "AffectedSOPClassUID", None) or getattr(message, "RequestedSOPClassUID", None)
+        if context is None or context.abstract_syntax == named or isinstance(message, C_STORE) or not message.is_valid_request:
+            self._serve_any(message, context_id)
+            return
+        _log.warning("a request is not of its presentation context", calling_ae=self.assoc.requestor.ae_title, sop_class=named)
+        refusal = type(message)()
+        refusal.MessageIDBeingRespondedTo, refusal.Status = message.MessageID, SOP_CLASS_NOT_SUPPORTED
+        if hasattr(refusal, "AffectedSOPClassUID"):
+            refusal.AffectedSOPClassUID = named
+        self.assoc.dimse.send_msg(refusal, context_id)
 
     def _may_use(self, service: Service) -> bool:
         return service.right is None or service.right in self.admitted.may

@@ -22,7 +22,7 @@ from pynetdicom.presentation import PresentationContext
 
 from segnode.dicom.elements import Buffer
 from segnode.dimse import messages
-from segnode.dimse.guarded_socket import GuardedSocket, PeerCut, PeerGone, Stopped
+from segnode.dimse.guarded_socket import LONGEST_MESSAGE, GuardedSocket, PeerCut, PeerGone, Stopped
 from segnode.dimse.object_pdus import Packer, opened
 from segnode.dimse.store_messages import store_request
 from segnode.errors import DeliveryRefused
@@ -51,6 +51,7 @@ class Exchange:
         self._size = messages.fragment_size(association.requestor.maximum_length or 0)
         self._is_cancelled = False
         self._command = bytearray()
+        self._left = 0
         self._packer = Packer(self._size)
         self._stored: dict[int, int] = {}
         self._numbers = 0
@@ -137,6 +138,9 @@ class Exchange:
             self.association.abort(block=False)
             raise ConnectionAbortedError(str(cut)) from cut
         pdu = self._socket.recv(messages.PDU_HEADER.size + length)
+        if max(self._left, len(self._command)) > LONGEST_MESSAGE:  # which is not looked at before this exchange ends
+            self.association.abort(block=False)
+            raise ConnectionAbortedError("the peer sends on and on while it is answered")
         if kind != messages.P_DATA:
             self._leave(pdu)
             raise ConnectionAbortedError("the peer ends the association")
@@ -171,6 +175,7 @@ class Exchange:
 
     def _leave(self, pdu: bytearray) -> None:
         """Have pynetdicom make of a PDU what it would have made of it."""
+        self._left += len(pdu)
         dul = self.association.dul
         try:
             decoded, event = dul._decode_pdu(pdu)
@@ -203,8 +208,8 @@ def _blocks(packer: Packer, context_id: int, command: bytes, part10: Path | byte
 Serve = Callable[[Exchange], None]
 
 
-def answer_by_hand(association: Association, serve: Mapping[type[Any], Serve]) -> None:
-    """Have `serve` answer the requests of an association that are of these kinds, with the socket as its own."""
+def answer_by_hand(association: Association, serve: Mapping[tuple[type[Any], str], Serve]) -> None:
+    """Have `serve` answer the requests of these kinds and SOP classes, in a context of that, with the socket as its own."""
     dul, stock, is_transport_event = association.dul, association._serve_request, association.dul._is_transport_event
     guarded = dul.socket
     if not isinstance(guarded, GuardedSocket):
@@ -220,8 +225,9 @@ def answer_by_hand(association: Association, serve: Mapping[type[Any], Serve]) -
 
     def serve_request(message: Any, context_id: int) -> None:
         context = association._accepted_cx.get(context_id)
-        served = serve.get(type(message))
-        if served is None or context is None or not message.is_valid_request:
+        served = serve.get((type(message), str(context.abstract_syntax))) if context is not None else None
+        is_of_context = context is not None and getattr(message, "AffectedSOPClassUID", None) == context.abstract_syntax
+        if served is None or context is None or not is_of_context or not message.is_valid_request:
             stock(message, context_id)
             return
         is_free.clear()

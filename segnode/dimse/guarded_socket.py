@@ -27,6 +27,11 @@ from segnode.errors import SegnodeError
 
 # In longer ones of other kinds than P-DATA nothing sensible stands: 128 contexts with every transfer syntax have 0.2 MiB.
 LONGEST_OTHER_PDU: Final = 1 << 20
+# Of a message that is kept in memory until it is whole, as all are but those that bring objects. A request for storage
+# commitment of a hundred thousand objects has 14 MB.
+LONGEST_MESSAGE: Final = 1 << 24
+# Of requests that wait for their answer; no peer needs more than one.
+_MOST_WAITING: Final = 1000
 # A PDU that has begun is there, or an answer is taken, within this, or the peer is cut.
 PDU_DEADLINE_S: Final = 30.0
 _HEADER: Final = 6
@@ -140,8 +145,21 @@ class GuardedSocket(AssociationSocket):
         limit = self.maximum_pdu if kind == P_DATA else LONGEST_OTHER_PDU
         if length > limit:
             raise PeerCut(f"a PDU of {length} bytes: {limit} is the most that is taken")
+        if kind == P_DATA:
+            self._require_room()
         self._fill(_HEADER + length, deadline)
         return kind, length
+
+    def _require_room(self) -> None:
+        """Raise PeerCut where what pynetdicom has in memory of the peer's messages is as much as it may be."""
+        dimse = self.assoc.dimse
+        message = dimse.message
+        if message is not None and message._data_set_file is None:
+            held: tuple[Any, Any] = message.encoded_command_set, message.data_set
+            if sum(part.tell() for part in held) > LONGEST_MESSAGE:
+                raise PeerCut(f"a message that brings no object, of more than {LONGEST_MESSAGE} bytes")
+        if dimse.msg_queue.qsize() > _MOST_WAITING:
+            raise PeerCut("it asks on and on without waiting for answers")
 
     def _patience(self) -> float:
         """How long a PDU that has begun may take."""

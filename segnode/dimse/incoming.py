@@ -1,10 +1,14 @@
 """The file of an object that comes in by C-STORE."""
 
 from pathlib import Path
+from typing import Final
 
 from segnode.dicom.digest import Digest
 from segnode.errors import OutOfResources
 from segnode.store.objects import ObjectStore, Spool
+
+# Of a file, to the end of the length of its file meta information (PS3.10 7.1).
+_HEAD: Final = 144
 
 
 class Incoming:
@@ -14,6 +18,7 @@ class Incoming:
         self.file = self  # of which pynetdicom flushes the inner one
         self.name = ""
         self.digest = ""
+        self._head = b""
         self._digesting: Digest | None = None
         self._problem: OutOfResources | None = None
         self._spool: Spool | None = None
@@ -25,6 +30,8 @@ class Incoming:
 
     def write(self, block: bytes | memoryview) -> int:
         """Append bytes, unless some before them were not taken."""
+        if len(self._head) < _HEAD:
+            self._head += bytes(block[: _HEAD - len(self._head)])
         if self._spool is not None and self._problem is None:
             try:
                 self._spool.write(block)
@@ -32,6 +39,11 @@ class Incoming:
                 self._problem = problem
                 self.close()  # what was taken of it is room for others
         return len(block)
+
+    @property
+    def data_set_offset(self) -> int:
+        """Where its data set begins: what stands before was written here."""
+        return _HEAD + int.from_bytes(self._head[-4:], "little")
 
     def write_data_set(self, fragment: memoryview) -> None:
         """Append bytes of the data set; of one that is written so the digest is known at its end."""

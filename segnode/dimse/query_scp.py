@@ -1,5 +1,6 @@
 """Query/Retrieve in associations of peers (PS3.4 C): which models there are, and what answers them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,5 +30,12 @@ class QueryDoor:
     def _begin(self, event: Event) -> None:
         accepted = {str(context.abstract_syntax) for context in event.assoc.accepted_contexts}
         if accepted.intersection(_MODELS):
-            serve: dict[type[Any], Serve] = {C_FIND: self.find.serve, C_GET: self.retrieve.get, C_MOVE: self.retrieve.move}
-            answer_by_hand(event.assoc, serve)
+            answer_by_hand(event.assoc, self._serve())
+
+    def _serve(self) -> Mapping[tuple[type[Any], str], Serve]:
+        """What answers a kind of request of a SOP class: each model has one."""
+        return {
+            **{(C_FIND, model): self.find.serve for model in FIND_MODELS},
+            **{(C_GET, model): self.retrieve.get for model in GET_MODELS},
+            **{(C_MOVE, model): self.retrieve.move for model in MOVE_MODELS},
+        }

@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segnode.config import FormName
 from segnode.dicom.native import in_native
-from segnode.dicom.packed import packed
+from segnode.dicom.packed import header
 from segnode.dicom.query import LEVELS, Exactly, Query
 from segnode.dicom.status import (
     ALL_SUBOPERATIONS_FAILED,
@@ -338,8 +338,9 @@ def _refusing(exchange: Exchange) -> Iterator[None]:
 
 def _end(exchange: Exchange, counts: _Counts) -> None:
     """Send the last response, with the UIDs of what failed."""
-    failed = "\\".join(counts.failed)
-    identifier = packed(_FAILED_LIST, "UI", failed, implicit=exchange.is_implicit) if failed else b""
+    failed = "\\".join(counts.failed).encode()
+    failed += b"\0" * (len(failed) % 2)
+    identifier = header(_FAILED_LIST, "UI", failed, implicit=exchange.is_implicit) + failed if failed else b""
     exchange.send(exchange.response(counts.status, identifier, counts.elements()))
     _log.info(
         "objects are retrieved",

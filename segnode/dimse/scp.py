@@ -30,9 +30,9 @@ from segnode.dimse.services import services
 from segnode.dimse.storage_lane import open_lane
 from segnode.dimse.store_messages import Answer
 from segnode.dimse.switches import set_switches
-from segnode.errors import ClassNotSupported, NotAuthorised, Refusal
+from segnode.errors import ClassNotSupported, NotAuthorised, NotDicom, Refusal
 from segnode.pipeline.associations import Associations
-from segnode.pipeline.receive import Receiver, examine
+from segnode.pipeline.receive import Examined, Receiver, examine
 from segnode.store.index import OpenAssociation, Sender
 from segnode.store.leases import Lease
 
@@ -160,10 +160,10 @@ class _Door:
     def store(self, event: Event) -> Dataset:
         """Receive an object that pynetdicom has put together; the response."""
         is_of_context = event.request.AffectedSOPClassUID == event.context.abstract_syntax
-        incoming: Incoming = event.request._dataset_file  # type: ignore[assignment]  # the switches say so
+        incoming: Incoming | None = event.request._dataset_file  # type: ignore[assignment]  # the switches say so
         return _response(self.receive(event.assoc, incoming, is_of_context=is_of_context))
 
-    def receive(self, peer: Association, incoming: Incoming, *, is_of_context: bool = True) -> Answer:
+    def receive(self, peer: Association, incoming: Incoming | None, *, is_of_context: bool = True) -> Answer:
         """Receive an object; what is answered. `is_of_context` says whether its class is that of its presentation context."""
         association = self._open.get(peer)
         with bound_contextvars(association=association.name if association else None):
@@ -177,13 +177,15 @@ class _Door:
         return answer
 
     def _receive(
-        self, peer: Association, incoming: Incoming, association: OpenAssociation | None, *, is_of_context: bool
+        self, peer: Association, incoming: Incoming | None, association: OpenAssociation | None, *, is_of_context: bool
     ) -> Answer:
         try:
+            incoming = _brought(incoming)
             path = incoming.complete()
             _require_right(peer)
             _require_class(is_of_context=is_of_context)
             examined = examine(path, incoming.digest)
+            _require_data_set(examined, incoming)
             self._receiver.receive_examined(examined, association=association, sender=_sender(peer))
         except Refusal as refusal:
             _log.warning("refused", reason=str(refusal), calling_ae=peer.requestor.ae_title)
@@ -205,10 +207,24 @@ def _require_right(association: Association) -> None:
         raise NotAuthorised("this AE title may not store here (`may` of its [[peers]])")
 
 
+def _brought(incoming: Incoming | None) -> Incoming:
+    """What a request brings. Raises NotDicom where that is nothing."""
+    if incoming is None:
+        raise NotDicom("the request has no data set")
+    return incoming
+
+
 def _require_class(*, is_of_context: bool) -> None:
     """Raise ClassNotSupported where the command names another class than its presentation context."""
     if not is_of_context:
         raise ClassNotSupported("its SOP class is not that of its presentation context", "AffectedSOPClassUID")
+
+
+def _require_data_set(examined: Examined, incoming: Incoming) -> None:
+    """Raise NotDicom where the data set begins with what would be taken for the file meta information of its file."""
+    if examined.header.dataset_offset != incoming.data_set_offset:
+        what = "the data set has elements of group 0002, which are those of files"
+        raise NotDicom(what, "FileMetaInformationGroupLength")
 
 
 def _mismatch(header: Header) -> str:

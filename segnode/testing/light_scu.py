@@ -77,6 +77,10 @@ class LightScu:
         sent = pdus(1, command_set(request), size, is_command=True) + pdus(1, identifier, size, is_command=False)
         if cancel:
             sent += pdus(1, command_set(_CANCEL), size, is_command=True)
+        self.write(sent)
+
+    def write(self, sent: bytes) -> None:
+        """Send bytes, whatever they are."""
         self._connection.sendall(sent)
 
     def cut(self) -> None:

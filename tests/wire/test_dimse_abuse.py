@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from segnode.dimse import messages
+from segnode.dimse.guarded_socket import LONGEST_MESSAGE
 from segnode.testing.light_sender import (
     IMPLICIT,
     VERIFICATION,
@@ -24,11 +26,11 @@ from segnode.testing.light_sender import (
     data_pdus,
     store_command,
 )
-from segnode.testing.processes import cpu_seconds, descendants, forget_peak, peak, resident
+from segnode.testing.processes import cpu_seconds, descendants, forget_peak, peak, post_of, resident
 from segnode.testing.servers import Server, segnode, until
 from tests.wire.test_serve import events
 from tests.wire.test_storage import files, held
-from tests.wire.test_storage_lane import BOTH, an_object, associate, by_lane
+from tests.wire.test_storage_lane import BOTH, an_object, associate, by_lane, by_pynetdicom, fresh
 
 ABORT = 7
 _BOGUS = 300 << 20
@@ -326,3 +328,73 @@ def test_data_set_of_nothing_is_refused(node: Server) -> None:
         assert association.send(data_pdu(context, 3, store_command(item)) + empty) == 0xC000
         rest = b"".join(data_pdus(context, item.data_set, 1024))
         assert association.send(data_pdu(context, 3, store_command(item)) + rest) == 0
+
+
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+
+def asks(kind: int, sop_class: str, data_set: int) -> bytes:
+    """The command set of a C-ECHO or C-FIND."""
+    elements = {
+        messages.AFFECTED_SOP_CLASS_UID: sop_class,
+        messages.COMMAND_FIELD: kind,
+        messages.MESSAGE_ID: 7,
+        messages.PRIORITY: 0,
+        messages.DATA_SET_TYPE: data_set,
+    }
+    return messages.command_set(elements)
+
+
+_BLOCK = bytes(100_000)
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"", data_pdu(1, 1, _BLOCK)),
+        (b"", data_pdu(1, 0, _BLOCK)),
+        (data_pdu(3, 3, asks(messages.C_FIND_RQ, FIND, messages.DATA_SET)), data_pdu(3, 0, _BLOCK)),
+    ],
+    ids=["command", "data before a command", "identifier"],
+)
+def test_message_without_an_end_is_cut(node: Server, first: bytes, again: bytes) -> None:
+    """Whatever it is that is no object: of 100 MB no more than the longest message is in memory, and the peer is cut."""
+    (process,) = [each for each in descendants(node.process.pid) if post_of(each) == "dimse-1"]
+    forget_peak(process)
+    before = resident(process)
+    contexts = [(VERIFICATION, [IMPLICIT]), (FIND, [IMPLICIT])]
+    peer = LightAssociation(node.dicom_port, node.ae_title, contexts).socket
+    peer.settimeout(10)
+    with peer, suppress(ConnectionResetError, BrokenPipeError):
+        peer.sendall(first)
+        for _ in range(1000):
+            peer.sendall(again)
+        raise AssertionError("it was taken")
+    assert peak(process) - before < 3 * LONGEST_MESSAGE
+
+
+def test_data_set_with_elements_of_files_is_refused(node: Server) -> None:
+    """Kept behind file meta information they would be taken for a part of it, and the object for another: C000."""
+    sop = fresh()
+    item = an_object(sop)
+    disguise = b"\2\0\x10\0UI\x16\x001.2.840.10008.1.2.4.50"
+    for pack in (by_lane, by_pynetdicom):
+        with associate(node) as association:
+            status = association.send(pack(association, replace(item, data_set=disguise + item.data_set)))
+        assert (status, held(node, sop)) == (0xC000, None)
+    with associate(node) as association:
+        assert association.send(by_lane(association, item)) == 0
+
+
+def test_request_without_a_data_set_is_refused(node: Server) -> None:
+    """A C-STORE that says it has none is answered with C000."""
+    command = {
+        messages.AFFECTED_SOP_CLASS_UID: str(CTImageStorage),
+        messages.COMMAND_FIELD: messages.C_STORE_RQ,
+        messages.MESSAGE_ID: 1,
+        messages.PRIORITY: 0,
+        messages.DATA_SET_TYPE: messages.NO_DATA_SET,
+        messages.AFFECTED_SOP_INSTANCE_UID: fresh(),
+    }
+    with associate(node) as association:
+        assert association.send(data_pdu(3, 3, messages.command_set(command))) == 0xC000

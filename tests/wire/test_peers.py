@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pydicom import dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
 from pynetdicom import AE, build_context
+from pynetdicom.dsutils import encode
 
 from segnode.cli import main
 from segnode.config import DimseAddress
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.dicom.uids import LABEL_MAP_SEGMENTATION_STORAGE
+from segnode.dimse import messages
 from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
 from segnode.doctor import examine
+from segnode.testing.light_sender import LightAssociation, data_pdu
 from segnode.testing.part10 import encode_part10
 from segnode.testing.processes import descendants, post_of
 from segnode.testing.servers import Server, await_jobs, node_config, segnode, until
@@ -53,6 +56,10 @@ hosts = ["10.0.0.0/8", "::1"]
 ae_title = "READER"
 hosts = ["127.0.0.1"]
 may = ["query"]
+[[peers]]
+ae_title = "GETTER"
+hosts = ["127.0.0.1"]
+may = ["retrieve"]
 """
 
 
@@ -189,6 +196,52 @@ def test_who_may_not_store_is_told(node: Server, tmp_path: Path) -> None:
     answer = call(node.dicom_port, request("READER", "SEGNODE", contexts))
     assert [result for result, _ in answer.results] == [0, 1]
     answer.release()
+
+
+FIND, GET, MOVE = (f"1.2.840.10008.5.1.4.1.2.2.{number}" for number in (1, 3, 2))
+COMMITMENT, WELL_KNOWN = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+
+
+@pytest.mark.parametrize(
+    ("calling", "context", "kind", "command"),
+    [
+        ("READER", FIND, 0x0010, {messages.AFFECTED_SOP_CLASS_UID: GET, messages.PRIORITY: 0}),
+        ("READER", FIND, 0x0021, {messages.AFFECTED_SOP_CLASS_UID: MOVE, messages.PRIORITY: 0, 0x0600: "ARCHIVE"}),
+        ("READER", FIND, 0x0130, {0x0003: COMMITMENT, 0x1001: WELL_KNOWN, 0x1008: 1}),
+        ("READER", FIND, 0x0100, {messages.AFFECTED_SOP_CLASS_UID: COMMITMENT, 0x1000: WELL_KNOWN, 0x1002: 1}),
+        ("GETTER", GET, 0x0020, {messages.AFFECTED_SOP_CLASS_UID: FIND, messages.PRIORITY: 0}),
+    ],
+    ids=["C-GET", "C-MOVE", "N-ACTION", "N-EVENT-REPORT", "C-FIND"],
+)
+def test_request_of_another_class_than_its_context_is_refused(
+    node: Server, calling: str, context: str, kind: int, command: dict[int, messages.Value]
+) -> None:
+    """It is answered with 0122: rights hold for what is proposed, and a command may name what was not."""
+    asked = small("1.2.20.9")
+    asked.QueryRetrieveLevel, asked.TransactionUID = "STUDY", "1.2.20.10"
+    elements = {**command, messages.COMMAND_FIELD: kind, messages.MESSAGE_ID: 5, messages.DATA_SET_TYPE: messages.DATA_SET}
+    packed = messages.command_set(elements)
+    with LightAssociation(node.dicom_port, node.ae_title, [(context, [str(ImplicitVRLittleEndian)])], calling=calling) as peer:
+        assert peer.send(data_pdu(1, 3, packed) + data_pdu(1, 2, encode(asked, True, True))) == 0x0122
+
+
+def test_request_of_another_kind_than_its_class_is_not_served(node: Server) -> None:
+    """Who may retrieve has nothing listed by a C-FIND that names the class of C-GET."""
+    elements = {
+        messages.AFFECTED_SOP_CLASS_UID: GET,
+        messages.COMMAND_FIELD: messages.C_FIND_RQ,
+        messages.MESSAGE_ID: 5,
+        messages.PRIORITY: 0,
+        messages.DATA_SET_TYPE: messages.DATA_SET,
+    }
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", ""
+    sent = data_pdu(1, 3, messages.command_set(elements)) + data_pdu(1, 2, encode(asked, True, True))
+    peer = LightAssociation(node.dicom_port, node.ae_title, [(GET, [str(ImplicitVRLittleEndian)])], calling="GETTER")
+    peer.socket.sendall(sent)
+    kind, body = peer.receive()
+    peer.socket.close()
+    assert kind == 7 or b"\0\x09\2\0\0\0\0\xff" not in body
 
 
 @pytest.mark.filterwarnings("ignore")

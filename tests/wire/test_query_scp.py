@@ -18,6 +18,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
 )
 
 from segnode.config import parse_dimse_address
@@ -30,6 +31,7 @@ from segnode.testing.servers import Server, segnode
 from tests.wire.test_qido import data_set, segment
 
 PATIENT, STUDY = PatientRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelFind
+GET = StudyRootQueryRetrieveInformationModelGet
 LEVELS = {"studies": "STUDY", "series": "SERIES", "instances": "IMAGE"}
 UNIQUE = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
 
@@ -268,11 +270,17 @@ def test_findscu(node: Server, dcmtk: Callable[[str], str]) -> None:
         assert "1.9.2" in ended.stdout + ended.stderr
 
 
+LONG_UIDS = [f"1.9.{'7' * 55}.{number}" for number in range(1001, 2201)]
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A node with a series of many instances."""
+    """A node with a series of many instances, with UIDs as long as they may be."""
+    held = [data_set(f"1.1.{number}") for number in range(1, 1201)]
+    for each, uid in zip(held, LONG_UIDS, strict=True):
+        each.SOPInstanceUID = uid
     with segnode(tmp_path_factory.mktemp("full"), "models = []\nrules = []") as server:
-        stow(server, *(encode_part10(data_set(f"1.1.{number}"), ExplicitVRLittleEndian) for number in range(1, 1201)))
+        stow(server, *(encode_part10(each, ExplicitVRLittleEndian) for each in held))
         yield server
 
 
@@ -300,6 +308,22 @@ def test_cancel_that_comes_with_the_request(full: Server) -> None:
     with light_association(parse_dimse_address(full.dimse, ""), STUDY) as scu:
         assert scu.ask(messages.C_FIND_RQ, encoded, cancel=True).status == 0xFE00
         assert scu.ask(messages.C_FIND_RQ, encoded).pending == 1200
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_long_list_of_what_failed_is_whole(full: Server, syntax: str) -> None:
+    """Of 1200 objects that cannot be sent every UID is listed, though together they are longer than an explicit UI may be."""
+    set_switches()
+    association = AE("TEST").associate(
+        "127.0.0.1", full.dicom_port, contexts=[build_context(GET, syntax)], ae_title=full.ae_title
+    )
+    asked = identifier("SERIES", StudyInstanceUID="1.9.1", SeriesInstanceUID="1.9.1.1")
+    [(status, failed)] = association.send_c_get(asked, GET)
+    association.release()
+    assert (status.Status, status.NumberOfFailedSuboperations) == (0xA702, 1200)
+    value = failed.FailedSOPInstanceUIDList
+    listed = value.decode().rstrip("\0").split("\\") if isinstance(value, bytes) else value  # as UN it is bytes
+    assert sorted(listed) == LONG_UIDS
 
 
 def test_two_at_once(full: Server) -> None:

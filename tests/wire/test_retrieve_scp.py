@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +32,7 @@ from segnode.dimse.switches import set_switches
 from segnode.seg.codecs import CODECS
 from segnode.seg.recode import recode
 from segnode.testing.light_scu import light_association
+from segnode.testing.light_sender import data_pdu
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.processes import listens
@@ -321,6 +322,21 @@ def test_cancel(node: Server, sink: Sink, phantom: Phantom) -> None:
         counted = scu.ask(messages.C_GET_RQ, encoded, cancel=True)
         assert (counted.status, counted.objects < 24) == (0xFE00, True)
         assert scu.ask(messages.C_GET_RQ, encoded).objects == 24
+
+
+@pytest.mark.parametrize("control", [1, 0], ids=["command", "data set"])
+def test_flood_instead_of_an_answer_is_cut(node: Server, phantom: Phantom, control: int) -> None:
+    """A peer that is given an object, and sends fragments without an end instead of its answer, fills no memory."""
+    encoded = encode(of_ct(phantom), True, True)
+    assert encoded is not None
+    kinds = [(CTImageStorage, ExplicitVRLittleEndian)]
+    with light_association(parse_dimse_address(node.dimse, ""), GET, kinds) as scu:
+        scu.send(messages.C_GET_RQ, encoded)
+        scu.read()
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(1000):
+                scu.write(data_pdu(1, control, bytes(100_000)))
+            raise AssertionError("it was taken")
 
 
 @pytest.mark.parametrize(
