@@ -148,6 +148,18 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     return FileMeta(sop_class, sop_instance, transfer_syntax, dataset_offset)
 
 
+def require_whole(file: BinaryIO) -> None:
+    """Go through a Part 10 file to the end of its pixels. Raises NotDicom where it ends before, and what read_header does.
+
+    Of a deflated data set that shows when it is inflated.
+    """
+    meta, offset = _read_file_meta(file)
+    encoding = encoding_of(_required_uid(meta, "TransferSyntaxUID"))
+    file.seek(offset)
+    for _ in () if encoding.deflated else _walk(file, encoding, _BEYOND_PIXELS):
+        pass
+
+
 def _read_file_meta(file: BinaryIO) -> tuple[dict[str, str], int]:
     start = file.read(_FIRST_BLOCK)
     if start[PREAMBLE:_META] != b"DICM":
