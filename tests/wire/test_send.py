@@ -265,6 +265,16 @@ def test_what_is_no_dicom_is_named(tmp_path: Path) -> None:
     assert run("send", str(note), "--to", address, "--as", "labelmap:png").returncode == 2
 
 
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """What is in there is not left out without a word."""
+    files_in(tmp_path / "disc", small("1.2.7.3"))
+    (tmp_path / "disc" / "closed").mkdir(mode=0)
+    without_rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    command = [*without_rights, sys.executable, "-m", "segnode", "send", str(tmp_path / "disc"), "--to", "NOBODY@127.0.0.1:1"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, "closed cannot be read: Permission denied" in ended.stderr) == (1, True), ended.stderr
+
+
 @pytest.mark.parametrize("door", ["dimse", "dicomweb"])
 def test_orthanc_holds_what_was_sent(tmp_path: Path, archive: Server, ct: Path, door: str) -> None:
     """By C-STORE and in one POST for all; sent again it is no failure."""
