@@ -205,8 +205,16 @@ def _pace(found: "Sequence[FileSent]", took: float) -> str:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    """The files as they are given, and all in folders."""
-    return sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    """The files as they are given, and all in folders. Raises Trouble for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise Trouble(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    found = [path for path in paths if path.is_file()]
+    for folder in (path for path in paths if not path.is_file()):
+        inside = (Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names)
+        found += [path for path in inside if path.is_file()]
+    return sorted(found)
 
 
 @main.group(invoke_without_command=True)

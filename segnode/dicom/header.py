@@ -148,6 +148,18 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     return FileMeta(sop_class, sop_instance, transfer_syntax, dataset_offset)
 
 
+def require_whole(file: BinaryIO) -> None:
+    """Go through a Part 10 file to the end of its pixels. Raises NotDicom where it ends before, and what read_header does.
+
+    Of a deflated data set that shows when it is inflated.
+    """
+    meta, offset = _read_file_meta(file)
+    encoding = encoding_of(_required_uid(meta, "TransferSyntaxUID"))
+    file.seek(offset)
+    for _ in () if encoding.deflated else _walk(file, encoding, _BEYOND_PIXELS):
+        pass
+
+
 def _read_file_meta(file: BinaryIO) -> tuple[dict[str, str], int]:
     start = file.read(_FIRST_BLOCK)
     if start[PREAMBLE:_META] != b"DICM":
@@ -192,14 +204,13 @@ def _read_dataset(
     file: BinaryIO, offset: int, encoding: Encoding
 ) -> tuple[dict[str, str], tuple[Contributor, ...], dict[str, list[dict[str, str]]]]:
     file.seek(offset)
-    stream: BinaryIO = io.BytesIO(_inflate_start(file)) if encoding.deflated else file
+    stream, is_whole = _inflated(file) if encoding.deflated else (file, True)
     order = "<" if encoding.little_endian else ">"
     values: dict[str, str] = {}
     contributors: tuple[Contributor, ...] = ()
     items: dict[str, list[dict[str, str]]] = {}
     encodings = ["iso8859"]
-    # Of a deflated data set only the start is there: whether its pixel data is whole shows when it is decoded.
-    for element, value in _wanted(stream, encoding, stop=_PIXELS if encoding.deflated else _BEYOND_PIXELS):
+    for element, value in _wanted(stream, encoding, stop=_BEYOND_PIXELS if is_whole else _PIXELS):
         if element.tag in _INDEXED:
             keyword, vr = _INDEXED[element.tag]
             values[keyword] = _decoded(value, vr, order, encodings)
@@ -258,15 +269,19 @@ def _inside(element: _Element, encoding: Encoding) -> Encoding:
     return Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
 
 
-def _inflate_start(file: BinaryIO) -> bytes:
+def _inflated(file: BinaryIO) -> tuple[BinaryIO, bool]:
+    """A deflated data set, and whether that is all of it: of a long one only the start. Raises NotDicom where it is cut off."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
     try:
-        while len(inflated) < _LONGEST_DEFLATED_HEADER and (block := file.read(1 << 16)):
+        while not inflater.eof and len(inflated) < _LONGEST_DEFLATED_HEADER:
+            block = file.read(1 << 16)
+            if not block:
+                raise NotDicom("the data ends inside the deflated data set")
             inflated += inflater.decompress(block, _LONGEST_DEFLATED_HEADER - len(inflated))
     except zlib.error as error:
         raise NotDicom(f"the deflated data set cannot be inflated: {error}") from error
-    return bytes(inflated)
+    return io.BytesIO(inflated), inflater.eof
 
 
 def _wanted(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[tuple[_Element, bytes]]:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,9 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from segnode.dicom.dataset_json import WORDS, little_endian
 from segnode.dicom.elements import PIXEL_DATA
+from segnode.dicom.header import require_whole
 from segnode.dicom.jpeg_lossless import use_jpeg_lossless
-from segnode.errors import UnreadablePixels
+from segnode.errors import Refusal, UnreadablePixels
 
 # What pydicom and decoders do for objects that are not what they say.
 OF_BAD_OBJECTS: Final = (
@@ -34,19 +36,22 @@ OF_BAD_OBJECTS: Final = (
 def in_native(part10: Path | BytesIO, transfer_syntax_uid: str) -> bytes:
     """The object of a Part 10 file as one in explicit or implicit VR little endian: the same attributes and UIDs.
 
-    What was compressed with loss stays marked so. Raises UnreadablePixels where it cannot be decoded, or is big endian and has
-    values of unknown VR, whose bytes nobody can put in order.
+    What was compressed with loss stays marked so. Raises UnreadablePixels where it cannot be decoded or is not whole, or is big
+    endian and has values of unknown VR, whose bytes nobody can put in order.
     """
     use_jpeg_lossless()
     try:
-        dataset = dcmread(part10)
+        with part10.open("rb") if isinstance(part10, Path) else nullcontext(part10) as file:
+            require_whole(file)  # to pydicom what is cut off is an object whose last value is short
+            file.seek(0)
+            dataset = dcmread(file)
         _decode(dataset)
-        file = BytesIO()
+        native = BytesIO()
         dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-        dcmwrite(file, dataset, implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian, little_endian=True)
-    except OF_BAD_OBJECTS as error:
+        dcmwrite(native, dataset, implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian, little_endian=True)
+    except (*OF_BAD_OBJECTS, Refusal) as error:
         raise UnreadablePixels(f"it cannot be had in native encoding: {error}") from error
-    return file.getvalue()
+    return native.getvalue()
 
 
 def _decode(dataset: Dataset) -> None:

@@ -19,10 +19,13 @@ ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
 TRANSFER_SYNTAXES_NOT_SUPPORTED: Final = 4
 
 _FIXED_FIELDS: Final = 74  # of A-ASSOCIATE-RQ, before its items (PS3.8 table 9-11)
+_APPLICATION_CONTEXT: Final = 0x10
 _PRESENTATION_CONTEXT: Final = 0x20
 _PRESENTATION_CONTEXT_ANSWER: Final = 0x21
 _ABSTRACT_SYNTAX: Final = 0x30
 _TRANSFER_SYNTAX: Final = 0x40
+_USER_INFORMATION: Final = 0x50
+_USER_ITEMS: Final = range(0x51, 0x59)  # from the maximum length to the user identity (PS3.7 D.3.3)
 _DEFAULT_ROLES: Final = (False, True)
 
 
@@ -55,10 +58,18 @@ def split_request(pdu: bytes) -> tuple[bytes, list[Proposal]]:
             if proposal.context_id in proposals:
                 raise BadRequest("two presentation contexts have the same ID")
             proposals[proposal.context_id] = proposal
-        else:
+        elif kind == _USER_INFORMATION:
+            rest += _known_user_information(value)
+        elif kind == _APPLICATION_CONTEXT:
             rest += whole
     rest[2:6] = struct.pack(">I", len(rest) - 6)
     return bytes(rest), list(proposals.values())
+
+
+def _known_user_information(value: bytes) -> bytes:
+    """A user information item without what is none of its sub-items: that is ignored (PS3.8 9.3.1); pynetdicom aborts."""
+    known = b"".join(whole for kind, _, whole in _items(value) if kind in _USER_ITEMS)
+    return struct.pack(">BxH", _USER_INFORMATION, len(known)) + known
 
 
 def _proposal(value: bytes, known: dict[bytes, frozenset[bytes]]) -> Proposal:

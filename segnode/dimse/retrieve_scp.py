@@ -40,7 +40,16 @@ from segnode.dimse.peer import DimsePeer
 from segnode.dimse.scu import storing
 from segnode.dimse.send_lane import SendLane
 from segnode.dimse.store_messages import Originator
-from segnode.errors import BadQuery, BadRequest, DeliveryDeferred, DeliveryRefused, FormRefused, NotDicom, UnreadablePixels
+from segnode.errors import (
+    BadQuery,
+    BadRequest,
+    BrokeOff,
+    DeliveryDeferred,
+    DeliveryRefused,
+    FormRefused,
+    NotDicom,
+    UnreadablePixels,
+)
 from segnode.pipeline.ports import Segmentation
 from segnode.seg.forms import FORMS
 from segnode.store.index import Index, Instance
@@ -303,7 +312,10 @@ class _OtherAssociation:
 
     def store(self, made: _Made, kind: Kind) -> int:  # noqa: ARG002  it says so itself
         """Send an object; it says who has asked for it. Raises BrokeOff, FormRefused."""
-        return self._lane.send(made.part10, self._originator).status
+        try:
+            return self._lane.send(made.part10, self._originator).status
+        except DeliveryRefused as unread:  # what was begun cannot be ended: the association is no more
+            raise BrokeOff(str(unread)) from unread
 
     def tell(self, counts: _Counts) -> None:
         """Tell it now."""

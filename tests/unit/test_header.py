@@ -196,6 +196,25 @@ def test_deflated_bomb_stays_small() -> None:
     tracemalloc.stop()
 
 
+def test_deflated_data_set_that_is_cut_off_is_none() -> None:
+    """Wherever it ends before its end: inside the pixels, where the header is whole, too."""
+    whole = part10(small(PixelData=bytes(range(256)) * 64, BitsAllocated=8), DeflatedExplicitVRLittleEndian)
+    assert read(whole).attributes["Rows"] == "2"
+    assert read(whole + b"\0").attributes["Rows"] == "2"
+    for cut in (3, 40, 200):
+        with pytest.raises(NotDicom, match="ends inside the deflated data set"):
+            read(whole[:-cut])
+
+
+def test_what_follows_a_deflated_data_set_is_not_read() -> None:
+    """However long it is, it takes no memory."""
+    file = io.BytesIO(part10(small(), DeflatedExplicitVRLittleEndian) + bytes(64 << 20))
+    tracemalloc.start()
+    assert read_header(file).attributes["Rows"] == "2"
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
 def test_published_files_give_what_pydicom_gives(sample) -> None:
     """For every sample that has the identity an object needs, the header says what pydicom says."""
     compared = 0

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -378,6 +379,18 @@ def test_bad_requests_are_aborted_and_the_node_serves_on(node: Server) -> None:
         connection.sendall(sent)
         assert read_pdu(connection)[0] == 0x07
     until(lambda: (answer := echo(node, "CT1")).rejected is None and answer.connection.close() is None)
+
+
+def test_items_that_nobody_knows_are_ignored(node: Server) -> None:
+    """One beside the others of the request, and one in its user information (PS3.8 9.3.1)."""
+    unknown = b"\x7e\0\0\4none"
+    sent = request("CT1", "SEGNODE")
+    at = sent.rindex(b"\x50\0")
+    user = struct.pack(">BxH", 0x50, len(sent) - at - 4 + len(unknown)) + sent[at + 4 :] + unknown
+    body = sent[6:at] + unknown + user
+    answer = call(node.dicom_port, struct.pack(">BxI", 1, len(body)) + body)
+    assert answer.results == [(0, "1.2.840.10008.1.2")]
+    answer.release()
 
 
 def test_no_patient_is_in_the_log(node: Server, tmp_path: Path) -> None:

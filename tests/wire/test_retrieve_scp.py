@@ -29,6 +29,7 @@ from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.dimse import messages
 from segnode.dimse.scu import send_files
 from segnode.dimse.switches import set_switches
+from segnode.node import object_file
 from segnode.seg.codecs import CODECS
 from segnode.seg.recode import recode
 from segnode.testing.light_scu import light_association
@@ -39,6 +40,7 @@ from segnode.testing.processes import listens
 from segnode.testing.servers import Server, free_port, node_config, segnode, until
 from tests.outbox import SERIES, STUDY, require_truth, segmentation, truth
 from tests.wire.test_query_scp import identifier
+from tests.wire.test_storage import held, small
 
 GET, MOVE = StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove
 LABELMAP, BINARY = map(str, reversed(SEGMENTATION_CLASSES))
@@ -79,13 +81,13 @@ class Sink:
         return self.answer(self, event)
 
     @contextmanager
-    def serving(self, *contexts: tuple[str, Sequence[str]]) -> Iterator[None]:
+    def serving(self, *contexts: tuple[str, Sequence[str]], also: Sequence[tuple] = ()) -> Iterator[None]:
         """Be a Storage SCP for these."""
         ae = AE("SINK")
         for sop_class, syntaxes in contexts:
             ae.add_supported_context(sop_class, list(syntaxes))
         set_switches()
-        handlers = [(evt.EVT_C_STORE, self.on_store)]
+        handlers = [(evt.EVT_C_STORE, self.on_store), *also]
         server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
         try:
             yield
@@ -322,6 +324,30 @@ def test_cancel(node: Server, sink: Sink, phantom: Phantom) -> None:
         counted = scu.ask(messages.C_GET_RQ, encoded, cancel=True)
         assert (counted.status, counted.objects < 24) == (0xFE00, True)
         assert scu.ask(messages.C_GET_RQ, encoded).objects == 24
+
+
+def test_object_that_cannot_be_read_to_its_end_fails_alone(node: Server, sink: Sink, tmp_path: Path) -> None:
+    """Its file shrinks while it is moved: it alone has failed, and what goes before and after is counted once."""
+    paths = []
+    for number, size in enumerate((1 << 10, 32 << 20, 1 << 10)):
+        image = small(f"1.2.90.{number}", PixelData=bytes(size), BitsAllocated=8)
+        image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.90", "1.2.90.9"
+        paths.append(tmp_path / f"{number}.dcm")
+        paths[-1].write_bytes(encode_part10(image, ExplicitVRLittleEndian))
+    list(send_files(paths, parse_dimse_address(node.dimse, ""), "TEST"))
+    row = held(node, "1.2.90.1")
+    assert row is not None
+    file = object_file(node_config(node), row.object_key)
+    taken = []
+
+    def shrink(event: evt.Event) -> None:
+        taken.append(len(event.data))
+        if sum(taken) > 1 << 18 and file.stat().st_size > 1 << 20:
+            os.truncate(file, 1 << 20)
+
+    with sink.serving((CTImageStorage, NATIVE), also=[(evt.EVT_DATA_RECV, shrink)]):
+        *_, (last, failed) = move(node, identifier("STUDY", StudyInstanceUID="1.2.90"))
+    assert (last.Status, counts(last), failed.FailedSOPInstanceUIDList) == (0xB000, (2, 1, 0), "1.2.90.1")
 
 
 @pytest.mark.parametrize("control", [1, 0], ids=["command", "data set"])

@@ -38,6 +38,7 @@ from segnode.testing.processes import listens
 from segnode.testing.raw_scp import RawAssociation, raw_scp
 from segnode.testing.servers import Server, free_port, node_config, segnode, until
 from tests.outbox import RESULT, require_truth, segmentation, truth
+from tests.wire import test_storage
 from tests.wire.test_delivery_matrix import storescp
 from tests.wire.test_serve import run
 
@@ -133,6 +134,18 @@ def test_what_no_one_takes_is_named_with_its_reason(tmp_path: Path, dcmtk) -> No
     assert "000.dcm STORESCP does not take this object of Label Map Segmentation Storage" in ended.stderr
     assert "not accepted at negotiation" in ended.stderr
     assert "1 sent, 1 failed; to STORESCP" in ended.stdout
+
+
+@pytest.mark.parametrize("door", ["dimse", "dicomweb"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_file_that_is_cut_off_is_not_mended(tmp_path: Path, node: Server, door: str, syntax: str) -> None:
+    """One that is refused as it is, since it ends inside its pixels, does not go in native encoding with what is left."""
+    uid = f"1.2.77.{len(door)}.{len(syntax)}"
+    whole = small(uid, CT, syntax, Rows=64, Columns=64, BitsAllocated=8, SamplesPerPixel=1, PixelData=bytes(4096))
+    [sent] = sent_to(getattr(node, door), files_in(tmp_path, whole[:-1000]))
+    assert (sent.outcome, "ends inside PixelData" in sent.detail, test_storage.held(node, uid)) == ("failed", True, None)
+    [sent] = sent_to(getattr(node, door), files_in(tmp_path, whole))
+    assert sent.outcome == "sent"
 
 
 def test_segmentations_go_in_the_form_that_is_asked_for(tmp_path: Path, dcmtk) -> None:
@@ -250,6 +263,16 @@ def test_what_is_no_dicom_is_named(tmp_path: Path) -> None:
         (tmp_path / "disc" / "000.dcm").unlink()
         assert run("send", str(tmp_path / "disc"), "--to", address).returncode == 1
     assert run("send", str(note), "--to", address, "--as", "labelmap:png").returncode == 2
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """What is in there is not left out without a word."""
+    files_in(tmp_path / "disc", small("1.2.7.3"))
+    (tmp_path / "disc" / "closed").mkdir(mode=0)
+    without_rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    command = [*without_rights, sys.executable, "-m", "segnode", "send", str(tmp_path / "disc"), "--to", "NOBODY@127.0.0.1:1"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, "closed cannot be read: Permission denied" in ended.stderr) == (1, True), ended.stderr
 
 
 @pytest.mark.parametrize("door", ["dimse", "dicomweb"])
