@@ -21,6 +21,8 @@ _SEQUENCE_END: Final = 0xFFFEE0DD
 _DELIMITERS: Final = (_ITEM_END, _SEQUENCE_END)
 _DELIMITATION_GROUP: Final = 0xFFFE
 _UNDEFINED: Final = 0xFFFFFFFF
+_DEEPEST: Final = 10
+_ITEM_TAGS: Final = {True: b"\xfe\xff\x00\xe0", False: b"\xff\xfe\xe0\x00"}
 LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 # What lies in a value of UN is implicit little endian, whatever is around it (PS3.5 6.2.2).
 _UNKNOWN_VR: Final = b"UN"
@@ -68,6 +70,31 @@ def items(buffer: Buffer, sequence: Element) -> Iterator[tuple[int, int]]:
         if item.tag != ITEM:
             raise NotDicom(f"a sequence holds ({item.tag >> 16:04x},{item.tag & 0xFFFF:04x}) instead of an item")
         yield item.start, item.end
+
+
+def require_shallow(buffer: Buffer, element: Element) -> None:
+    """Raise NotDicom for sequences that lie in each other deeper than any object has them.
+
+    pydicom says an error of a sequence again in that of the one around it, with its trace: with each level that is twice as
+    much, and at some twenty of them nothing ends.
+    """
+    if bytes(buffer[element.start : element.end]).count(_ITEM_TAGS[element.encoding.little_endian]) <= _DEEPEST:
+        return
+    level = [element]
+    for _ in range(_DEEPEST):
+        level = [inner for sequence in level for inner in _sequences_in(buffer, sequence)]
+    if level:
+        raise NotDicom(f"({element.tag >> 16:04x},{element.tag & 0xFFFF:04x}) holds sequences more than {_DEEPEST} deep")
+
+
+def _sequences_in(buffer: Buffer, sequence: Element) -> list[Element]:
+    """What begins like a sequence, in the items of one; none where its value only begins so."""
+    begin = _ITEM_TAGS[sequence.encoding.little_endian]
+    try:
+        inside = [e for start, end in items(buffer, sequence) for e in elements(buffer, start, end, sequence.encoding)]
+    except NotDicom:
+        return []
+    return [element for element in inside if bytes(buffer[element.start : element.start + 4]) == begin]
 
 
 def read_meta(data: Buffer) -> tuple[str, int]:

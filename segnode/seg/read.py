@@ -11,7 +11,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 
-from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements, read_meta
+from segnode.dicom.elements import PIXEL_DATA, Buffer, Element, elements, read_meta, require_shallow
 from segnode.dicom.transfer_syntaxes import Encoding, encoding_of
 from segnode.dicom.uids import SEGMENTATION_CLASSES
 from segnode.errors import NotASegmentation, NotDicom, UnreadablePixels
@@ -113,12 +113,20 @@ def _read_header(data: Buffer, found: dict[int, Element], encoding: Encoding) ->
     kept = BytesIO()
     for element in found.values():
         if element.tag not in (PIXEL_DATA, _PER_FRAME):
+            _require_shallow(data, element)
             kept.write(data[element.begin : element.next])
     kept.seek(0)
     try:
         return read_dataset(kept, encoding.implicit_vr, encoding.little_endian)
     except Exception as error:
         raise NotASegmentation(f"the data set cannot be read: {type(error).__name__}") from error
+
+
+def _require_shallow(data: Buffer, element: Element) -> None:
+    try:
+        require_shallow(data, element)
+    except NotDicom as error:
+        raise NotASegmentation(f"{error}: it cannot be decoded") from error
 
 
 def _require_segmentation(header: Dataset) -> SegmentationType:

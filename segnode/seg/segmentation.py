@@ -93,7 +93,7 @@ class Segmentation:
         """Its segments by number."""
         return {segment.number: segment for segment in self.segments}
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[int, ...]:
         """The numbers of its segments in ascending order, without the background of a LABELMAP."""
         return tuple(sorted(number for number in self.segment if not self.is_background(number)))

@@ -13,7 +13,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian
 
-from segnode.errors import CannotConvert, OverlappingSegments
+from segnode.errors import CannotConvert, NotASegmentation, OverlappingSegments
 from segnode.seg.arrays import stacked, total_pixel_matrix
 from segnode.seg.check import check
 from segnode.seg.codecs import CODECS
@@ -624,3 +624,33 @@ def test_two_frames_of_a_segment_in_one_place_must_agree(kind: str) -> None:
     ):
         with pytest.raises(OverlappingSegments, match="frames 1 and 2 are both of segment 1"):
             work()
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("keyword", ["ReferencedImageSequence", "AcquisitionContextSequence"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_sequences_that_lie_deep_are_refused_at_once(sample: Sample, kind: str, keyword: str, undefined: bool) -> None:
+    """The library that writes them says each error again at every level: a conversion took for ever, and all memory."""
+    dataset = dcmread(sample("pydicom-data/liver.dcm"))
+    item = Dataset()
+    item.PatientID = "1"
+    for _ in range(11):
+        inner, item = item, Dataset()
+        setattr(item, keyword, [inner])
+    setattr(dataset, keyword, [item])
+    dataset[keyword].is_undefined_length = undefined
+    with pytest.raises(NotASegmentation, match="sequences more than 10 deep"):
+        convert(part10_of(dataset), target(kind), NOW)
+
+
+def test_frames_with_deep_sequences_are_not_written_anew(sample: Sample) -> None:
+    """As they would be in another encoding."""
+    dataset = dcmread(sample("pydicom-data/liver.dcm"))
+    item = Dataset()
+    for _ in range(11):
+        inner, item = item, Dataset()
+        item.ReferencedImageSequence = [inner]
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        frame.DerivationImageSequence = item.ReferencedImageSequence
+    with pytest.raises(CannotConvert, match="PerFrameFunctionalGroupsSequence"):
+        convert(part10_of(dataset), target("BINARY", "implicit"), NOW)
