@@ -767,9 +767,10 @@ def _is_due(now: float) -> ColumnElement[bool]:
 
 def _has_come(now: float) -> ColumnElement[bool]:
     """Whether its time has come; also where nothing waits so long: then the clock has been set back since."""
-    waits = case((_delivery.c.state == "waiting", LONGEST_WAIT_S), else_=_LONGEST_PROOF_S)
-    due = or_(_delivery.c.next_attempt_at <= now, _delivery.c.next_attempt_at > now + waits)
-    return and_(_delivery.c.state.in_(OWED), due)
+    # Each of them is found by the index.
+    limits = ("waiting", LONGEST_WAIT_S), ("confirming", _LONGEST_PROOF_S)
+    ahead = [and_(_delivery.c.state == state, _delivery.c.next_attempt_at > now + limit) for state, limit in limits]
+    return or_(_is_due(now), *ahead)
 
 
 def _taken(taken: Taken) -> dict[str, str]:

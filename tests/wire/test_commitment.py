@@ -162,6 +162,20 @@ def test_report_that_never_comes_is_overdue_after_a_day(tmp_path: Path) -> None:
     assert "has not reported storage commitment within 24 hours, also after it was sent again" in failed.last_answer
 
 
+def test_report_is_awaited_by_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """What was asked for at a time that is years away by now is looked at when it is reported, and not all the time."""
+    archive = Archive()
+    with committing(archive, witness := Witness(archive, reports_at_once=False)) as address:
+        box = outbox(tmp_path, address, confirm="commitment")
+        assert go_on(box, attempts=2).state == "confirming"
+        box.now -= 1e8
+        assert len(box.attempt()) == 1
+        assert (box.attempt(), box.delivery().state) == ([], "confirming")
+        assert box.commitments.answer(Report(witness.asked[0].TransactionUID, [Reference(LABELMAP, RESULT)]))
+        assert (len(box.attempt()), box.delivery().state) == (1, "delivered")
+    assert len(archive.received) == 1
+
+
 def test_late_report_on_what_was_sent_before_counts(tmp_path: Path) -> None:
     """It is of the same object: one that comes after a day proves what was sent again, at the next sweep."""
     archive = Archive()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import httpx
 import numpy as np
@@ -384,6 +385,22 @@ def test_status_of_the_table_has_its_consequence(tmp_path: Path, answers: list[i
     with scp(archive, *BOTH) as address:
         assert go_on(outbox(tmp_path, address)).state == state
     assert len(archive.received) == 1
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x02\x00\x00\x00\x40\x00" + b"\x00" * 9, b"\x02\x00\xff\xff\xff\xff\x00"])
+def test_archive_that_falls_silent_while_it_is_reached_is_tried_later(tmp_path: Path, begun: bytes) -> None:
+    """It accepts the connection and says nothing, or the beginning of an answer, or that of one without an end."""
+
+    class Falling(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(begun)
+            with suppress(OSError):
+                while self.request.recv(65536):
+                    pass
+
+    with answering(ThreadingTCPServer(("127.0.0.1", 0), Falling)) as address:
+        delivery = go_on(outbox(tmp_path, f"SINK@{address}", timeout=1.0))
+    assert (delivery.state, "cannot be reached" in delivery.last_answer) == ("waiting", True)
 
 
 def test_archive_that_is_down_for_a_while_gets_it(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_archive_that_is_ended_while_it_is_asked_is_asked_again(tmp_path: Path) 
         def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
             if breaks:
                 event.assoc.abort()
+                return
             yield from super().on_find(event)
 
     archive = Ending()
