@@ -1,15 +1,17 @@
 """Reading back by DICOMweb, with the public client."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
+from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     HTJ2KLossless,
@@ -183,9 +185,9 @@ def small(uid: str, **attributes: object) -> Dataset:
     return image
 
 
-def stored(node: Server, image: Dataset) -> str:
+def stored(node: Server, image: Dataset, syntax: str = ExplicitVRLittleEndian) -> str:
     """Where an image is had, once it is stored."""
-    body, headers = encode_part10(image, ExplicitVRLittleEndian), {"Content-Type": "application/dicom"}
+    body, headers = encode_part10(image, syntax), {"Content-Type": "application/dicom"}
     httpx.post(f"{node.dicomweb}/studies", content=body, headers=headers, timeout=60).raise_for_status()
     return object_url(node, image)
 
@@ -198,6 +200,31 @@ def test_colours_by_plane_are_the_same_in_every_syntax(node: Server, syntax: str
     answer = httpx.get(url, headers={"Accept": f"application/dicom; transfer-syntax={syntax}"}, timeout=60)
     assert answer.status_code == 200
     np.testing.assert_array_equal(dcmread(BytesIO(answer.content)).pixel_array, np.moveaxis(planes, 1, -1))
+
+
+@pytest.mark.parametrize("said", [0, 1])
+@pytest.mark.parametrize(
+    ("uid", "syntax", "encode"),
+    [
+        ("1.2.9.5", JPEG2000Lossless, lambda values: imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k", mct=False)),
+        ("1.2.9.6", JPEGLSLossless, imagecodecs.jpegls_encode),
+    ],
+)
+def test_codestreams_of_colour_are_read_whatever_is_said_of_their_planes(
+    node: Server, said: int, uid: str, syntax: str, encode: Callable[[np.ndarray], bytes]
+) -> None:
+    """PlanarConfiguration is not of the codestream (PS3.5 8.2); a native frame is as metadata say that it is."""
+    colours = np.random.default_rng(3).integers(0, 256, (40, 35, 3), np.uint8)
+    image = small(f"{uid}.{said}", PixelData=encapsulate([encode(colours)]), PlanarConfiguration=said)
+    image["PixelData"].is_undefined_length = True
+    url = stored(node, image, syntax)
+    native = dcmread(BytesIO(httpx.get(url, headers={"Accept": "application/dicom"}, timeout=60).content))
+    assert native.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    np.testing.assert_array_equal(native.pixel_array, colours)
+    frame = httpx.get(f"{url}/frames/1", headers={"Accept": "application/octet-stream"}, timeout=60).content
+    assert frame == (np.moveaxis(colours, -1, 0) if said else colours).tobytes()
+    picture = httpx.get(f"{url}/rendered", headers={"Accept": "image/png"}, timeout=60).content
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(picture))), colours)
 
 
 def test_float_pixels_have_no_compressed_form(node: Server) -> None:
