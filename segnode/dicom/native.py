@@ -61,6 +61,8 @@ def _decode(dataset: Dataset) -> None:
         _put_in_order(dataset)
     if not syntax.is_compressed or "PixelData" not in dataset:
         return
+    if dataset.get("PlanarConfiguration") == 1:  # a codestream has its own (PS3.5 8.2), and pydicom believes what is said
+        dataset.PlanarConfiguration = 0
     # In the colour space that it is in: another would round every pixel.
     dataset.decompress(as_rgb=False, generate_instance_uid=False)
     if dataset.PhotometricInterpretation == "YBR_FULL_422":  # what comes out of the decoder has all its chrominance

@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO, Final
 
-from pydicom import dcmread
+import numpy as np
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from segnode.dicom.dataset_json import dataset_json, little_endian
@@ -127,8 +128,19 @@ def _write(path: Path, transfer_syntax: str, file: Path) -> None:
         file.write_bytes(in_encoded_frames(native_object, codec))
         return
     dataset = dcmread(BytesIO(native_object))
+    if dataset.get("PlanarConfiguration") == 1:
+        _interleave(dataset)
     dataset.compress(UID(transfer_syntax), generate_instance_uid=False)
     dataset.save_as(file, implicit_vr=False, little_endian=True)
+
+
+def _interleave(dataset: Dataset) -> None:
+    """Put the samples of each pixel beside each other: pydicom takes them for that in RLE, whatever is said."""
+    frames, samples = int(dataset.get("NumberOfFrames") or 1), dataset.SamplesPerPixel
+    pixels = dataset.Rows * dataset.Columns
+    values = np.frombuffer(dataset.PixelData, f"<u{dataset.BitsAllocated // 8}", frames * samples * pixels)
+    interleaved = values.reshape(frames, samples, pixels).swapaxes(1, 2).tobytes()
+    dataset.PixelData, dataset.PlanarConfiguration = interleaved + b"\0" * (len(interleaved) % 2), 0
 
 
 def document_of(path: Path, location: str) -> bytes:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 
+from segnode.dicom.elements import PIXEL_DATA, elements, read_meta
 from segnode.dicom.frame_places import FramePlaces, frame_places
+from segnode.dicom.transfer_syntaxes import Encoding
 from segnode.errors import UnreadablePixels
 from segnode.seg.codecs import Codec, deflate_frames, htj2k
 from segnode.seg.fragments import encapsulated
@@ -21,8 +23,9 @@ _FrameEncoder = Callable[[bytes, FramePlaces], bytes]
 def in_encoded_frames(native: bytes, codec: Codec) -> bytes:
     """A Part 10 file in explicit little endian in the transfer syntax of a codec. Raises NotDicom, UnreadablePixels."""
     places = frame_places(native)
-    if places is None:
-        raise UnreadablePixels("it has no pixel data that could be compressed")
+    tags = (element.tag for element in elements(native, read_meta(native)[1], len(native), Encoding()))
+    if places is None or PIXEL_DATA not in tags:  # what is float has no compressed form (PS3.5 A.4)
+        raise UnreadablePixels("it has no PixelData that could be compressed")
     encode = FRAME_ENCODERS[codec.name]
     codestreams = [encode(places.native(native, index), places) for index in range(places.number_of_frames)]
     header = dcmread(BytesIO(native), stop_before_pixels=True)

@@ -112,6 +112,8 @@ def decoded(places: FramePlaces, codestream: bytes) -> bytes:
         return native.encode(frame.view(np.bool_) if shape.bits == 1 else frame)
     source = encapsulate([codestream], has_bot=False)
     array, _ = get_decoder(UID(syntax)).as_array(source, index=0, raw=True, **_image_pixel(places))
+    if array.ndim == 3 and numbers.get("PlanarConfiguration") == 1:  # as metadata say that it is
+        array = np.moveaxis(array, -1, 0)
     values: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return values
 
@@ -126,7 +128,8 @@ def _image_pixel(places: FramePlaces) -> dict[str, Any]:
         "bits_allocated": numbers["BitsAllocated"],
         "bits_stored": numbers.get("BitsStored", numbers["BitsAllocated"]),
         "pixel_representation": numbers.get("PixelRepresentation", 0),
-        "planar_configuration": numbers.get("PlanarConfiguration", 0),
+        # That of a codestream is its own, whatever is said (PS3.5 8.2), and pydicom believes it.
+        "planar_configuration": numbers.get("PlanarConfiguration", 0) if places.starts is None else 0,
         "photometric_interpretation": places.photometric_interpretation,
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",

@@ -12,7 +12,15 @@ import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import RLELossless
+from pydicom.uid import (
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from segnode.dicom.display import Window, eight_bits, of_frame, picture_of, stored_values
 from segnode.dicomweb.plane import Plane, image_plane, image_tile, segmentation_plane, segmentation_tile
@@ -25,6 +33,15 @@ from segnode.seg.segmentation import Segmentation
 
 Bytes = npt.NDArray[np.uint8]
 
+_LOSSLESS: Final = (
+    RLELossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+)
 _MOST_PIXELS: Final = 1 << 26
 _LARGEST_PICTURE: Final = 64 << 20
 _SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
@@ -138,8 +155,8 @@ def displayed(file: OpenFile, index: int, attributes: Dataset, window: Window | 
 
 
 def _has_all_bits(file: OpenFile) -> bool:
-    """Whether its frames have bits that are not stored: what other codecs lose or round in values is no such bit."""
-    return file.places.starts is None or file.transfer_syntax_uid == RLELossless
+    """Whether its frames have bits that are not stored: what a codec that loses something rounds in values is no such bit."""
+    return file.places.starts is None or file.transfer_syntax_uid in _LOSSLESS
 
 
 def _source(

@@ -1,16 +1,25 @@
 """Reading back by DICOMweb, with the public client."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
 from dicomweb_client.api import DICOMwebClient
+from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.encaps import generate_frames
-from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
 
 from segnode.config import parse_dimse_address
 from segnode.dicom.transfer_syntaxes import DEFLATED_IMAGE_FRAME
@@ -18,6 +27,7 @@ from segnode.dimse.scu import send_files
 from segnode.node import open_index
 from segnode.store.database import open_database
 from segnode.store.documents import Documents
+from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from segnode.testing.servers import Server, node_config, segnode, until
 
@@ -161,6 +171,71 @@ def test_deflated_frames_that_are_asked_for(node: Server, phantom: Phantom) -> N
     assert zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(frame) == image.PixelData
     del given.PixelData, image.PixelData
     assert given == image
+
+
+def small(uid: str, **attributes: object) -> Dataset:
+    """A small image of three samples a pixel, without pixels yet."""
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID = SecondaryCaptureImageStorage, uid
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.Modality = "1.2.9.1", "1.2.9.2", "OT"
+    image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = 40, 35, 3, "RGB"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation, image.PlanarConfiguration = 8, 8, 7, 0, 1
+    for keyword, value in attributes.items():
+        setattr(image, keyword, value)
+    return image
+
+
+def stored(node: Server, image: Dataset, syntax: str = ExplicitVRLittleEndian) -> str:
+    """Where an image is had, once it is stored."""
+    body, headers = encode_part10(image, syntax), {"Content-Type": "application/dicom"}
+    httpx.post(f"{node.dicomweb}/studies", content=body, headers=headers, timeout=60).raise_for_status()
+    return object_url(node, image)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_colours_by_plane_are_the_same_in_every_syntax(node: Server, syntax: str) -> None:
+    """PlanarConfiguration 1, of several frames: each pixel has its own samples."""
+    planes = np.random.default_rng(2).integers(0, 256, (2, 3, 40, 35), np.uint8)
+    url = stored(node, small("1.2.9.3", PixelData=planes.tobytes(), NumberOfFrames=2))
+    answer = httpx.get(url, headers={"Accept": f"application/dicom; transfer-syntax={syntax}"}, timeout=60)
+    assert answer.status_code == 200
+    np.testing.assert_array_equal(dcmread(BytesIO(answer.content)).pixel_array, np.moveaxis(planes, 1, -1))
+
+
+@pytest.mark.parametrize("said", [0, 1])
+@pytest.mark.parametrize(
+    ("uid", "syntax", "encode"),
+    [
+        ("1.2.9.5", JPEG2000Lossless, lambda values: imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k", mct=False)),
+        ("1.2.9.6", JPEGLSLossless, imagecodecs.jpegls_encode),
+    ],
+)
+def test_codestreams_of_colour_are_read_whatever_is_said_of_their_planes(
+    node: Server, said: int, uid: str, syntax: str, encode: Callable[[np.ndarray], bytes]
+) -> None:
+    """PlanarConfiguration is not of the codestream (PS3.5 8.2); a native frame is as metadata say that it is."""
+    colours = np.random.default_rng(3).integers(0, 256, (40, 35, 3), np.uint8)
+    image = small(f"{uid}.{said}", PixelData=encapsulate([encode(colours)]), PlanarConfiguration=said)
+    image["PixelData"].is_undefined_length = True
+    url = stored(node, image, syntax)
+    native = dcmread(BytesIO(httpx.get(url, headers={"Accept": "application/dicom"}, timeout=60).content))
+    assert native.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    np.testing.assert_array_equal(native.pixel_array, colours)
+    frame = httpx.get(f"{url}/frames/1", headers={"Accept": "application/octet-stream"}, timeout=60).content
+    assert frame == (np.moveaxis(colours, -1, 0) if said else colours).tobytes()
+    picture = httpx.get(f"{url}/rendered", headers={"Accept": "image/png"}, timeout=60).content
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(picture))), colours)
+
+
+def test_float_pixels_have_no_compressed_form(node: Server) -> None:
+    """406 for deflated frames, which are of PixelData: as that they would be whole numbers."""
+    image = small("1.2.9.4", SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=32)
+    del image.BitsStored, image.HighBit, image.PixelRepresentation, image.PlanarConfiguration
+    image.FloatPixelData = np.ones(40 * 35, "<f4").tobytes()
+    url = stored(node, image)
+    assert httpx.get(url, headers={"Accept": "application/dicom"}).status_code == 200
+    accept = f"application/dicom; transfer-syntax={DEFLATED_IMAGE_FRAME}"
+    assert httpx.get(url, headers={"Accept": accept}, timeout=60).status_code == 406
 
 
 def object_url(node: Server, image: Dataset) -> str:

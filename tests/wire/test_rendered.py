@@ -219,6 +219,19 @@ def linear(values: np.ndarray, center: float, width: float) -> np.ndarray:
     return np.clip(np.rint(((values - (center - 0.5)) / (width - 1) + 0.5) * 255), 0, 255).astype(np.uint8)
 
 
+def test_signed_values_whose_sign_is_a_stored_bit(node: Server) -> None:
+    """Of 12 bits in 16, compressed without loss: the bits above those are no part of the value, as in native pixels."""
+    values = RNG.integers(-2048, 2048, (ROWS, COLUMNS), np.int16)
+    codestream = jpeg_ls.encode(values.view(np.uint16) & 0x0FFF)
+    signed = image("1.2.3.5.1", values, BitsStored=12, HighBit=11, PixelData=encapsulate([codestream]))
+    signed.StudyInstanceUID, signed.SeriesInstanceUID = "1.2.3.5", "1.2.3.5.2"
+    signed["PixelData"].is_undefined_length = True
+    store(node, signed, JPEGLSLossless)
+    where = f"{node.dicomweb}/studies/1.2.3.5/series/1.2.3.5.2/instances/1.2.3.5.1/rendered?window=0,1000,linear"
+    shown = np.asarray(Image.open(BytesIO(httpx.get(where, headers=PNG, timeout=60).content)))
+    np.testing.assert_array_equal(shown, linear(values.astype(float), 0, 1000))
+
+
 def spanned(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """From least to greatest."""
     return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
