@@ -10,12 +10,8 @@ from typing import Final
 
 from pynetdicom.transport import AssociationSocket
 
-<<<<<<< HEAD
 from segnode.descriptors import readable
-=======
 from segnode.dimse.guarded_socket import PDU_DEADLINE_S
-from segnode.waiting import readable
->>>>>>> deliver
 
 # No PDU that was agreed on is so long.
 _LONGEST_PDU: Final = 16 << 20

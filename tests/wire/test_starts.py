@@ -64,7 +64,7 @@ def test_role_that_hangs_at_its_start_does_not_keep_the_node_from_ending() -> No
             said = process.communicate(timeout=30)[1]
         finally:
             process.kill()
-    assert (process.returncode, said) == (0, b"told")
+    assert (process.returncode, said[:4]) == (0, b"told")
 
 
 SERVING = """
