@@ -92,7 +92,15 @@ def write_labels(path: Path, labels: Layers, classes: Sequence[Class], affine: V
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
-    nrrd.write(str(path), array, header, compression_level=_LEVEL)
+    # pynrrd writes ASCII; 3D Slicer writes, and reads, UTF-8.
+    texts = [key for key, value in header.items() if isinstance(value, str) and not value.isascii()]
+    stand_ins = {key: f"\0{place}\0" for place, key in enumerate(texts)}
+    nrrd.write(str(path), array, header | stand_ins, compression_level=_LEVEL)
+    if texts:
+        written, end, data = path.read_bytes().partition(b"\n\n")
+        for key, stand_in in stand_ins.items():
+            written = written.replace(stand_in.encode(), header[key].encode())
+        path.write_bytes(written + end + data)
 
 
 def _fields(each: Class, layer: int, extent: str) -> dict[str, str]:
@@ -127,13 +135,16 @@ def _label_file(file: Path, manifest: Manifest | None, classes: Classes) -> Labe
     import nrrd  # noqa: PLC0415
 
     try:
-        header: Mapping[str, Any] = nrrd.read_header(str(file))
+        with file.open("rb") as lines:  # as text: of bytes pynrrd drops what is not ASCII
+            header: Mapping[str, Any] = nrrd.read_header(line.decode(errors="replace") for line in lines)
     except FileNotFoundError as error:
         raise BadDataset(f"{file} is not there") from error
-    except (nrrd.NRRDError, OSError, ValueError, UnicodeDecodeError) as error:
+    except (nrrd.NRRDError, OSError, ValueError, StopIteration, RuntimeError) as error:
         raise BadDataset(f"{file} is no NRRD file: {error}") from error
     if "data file" in header or "datafile" in header:
         raise BadDataset(f"{file} has its data in another file: a label is one file here")
+    if "sizes" not in header:
+        raise BadDataset(f"{file} is no NRRD file: its header has no `sizes`")
     sizes = [int(size) for size in header["sizes"]]
     axes = _spatial_axes(header, len(sizes), file)
     shape = tuple(sizes[axis] for axis in reversed(axes))

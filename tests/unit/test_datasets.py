@@ -179,6 +179,31 @@ def test_pynrrd_reads_what_slicer_reads(series: Path, tmp_path: Path) -> None:
     assert np.allclose(header["space origin"], oblique()[:3, 3])
 
 
+def test_names_of_segments_in_any_language_come_back_from_nrrd(series: Path, tmp_path: Path) -> None:
+    """They are UTF-8 in the header, as 3D Slicer has them, and the labels are found again by them."""
+    (file,) = (path for path in series.rglob("*") if path.is_file() and dcmread(path).Modality == "SEG")
+    segmentation = dcmread(file)
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
+    segmentation.SegmentSequence[0].SegmentLabel = "Gefäße 肝"
+    segmentation.save_as(file)
+    export_dataset(FolderSource(series), tmp_path / "set", Export("nrrd"))
+    labels_file = next((tmp_path / "set").rglob("*.seg.nrrd"))
+    assert "_Name:=Gefäße 肝\n".encode() in labels_file.read_bytes()
+    import_dataset(tmp_path / "set", FolderSource(series), tmp_path / "back", Import("nrrd"))
+    (back,) = (tmp_path / "back").iterdir()
+    assert "Gefäße 肝" in {segment.label for segment in open_segmentation(back).segments}
+
+
+@pytest.mark.parametrize("content", [b"", b"NRRD0005\n", b"NRRD0005\n\n", b"\xff\xfe\n" * 9])
+def test_label_that_is_no_nrrd_is_named(series: Path, tmp_path: Path, content: bytes) -> None:
+    """A file that is empty, cut off in its header, or something else."""
+    export_dataset(FolderSource(series), tmp_path / "set", Export("nrrd"))
+    file = next((tmp_path / "set").rglob("*.seg.nrrd"))
+    file.write_bytes(content)
+    with pytest.raises(BadDataset, match=f"{file.name} is no NRRD file"):
+        import_dataset(tmp_path / "set", FolderSource(series), tmp_path / "back", Import("nrrd"))
+
+
 def test_layers_of_overlapping_segments_are_the_first_axis(overlapping: Path, tmp_path: Path) -> None:
     """As Slicer has them."""
     export_dataset(FolderSource(overlapping), tmp_path / "set", Export("nrrd"))
