@@ -2,7 +2,9 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -40,6 +42,10 @@ _log = structlog.get_logger()
 
 MAXIMUM_PDU: Final = 131072
 _LONGEST_COMMENT: Final = 64
+_ENDED_AT_ONCE: Final = 64
+_TOLD_WITHIN_S: Final = 2.0
+_LOOK_S: Final = 0.01
+_ENDING: Final = ("Sta1", "Sta13")  # of PS3.8 9.2: no association, and waiting for the connection to be closed
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,23 @@ class StorageScp:
 
     def stop(self) -> None:
         """Accept no more associations, and end the open ones."""
+        associations = [association for server in self.servers for association in server.active_associations]
         for server in self.servers:
-            associations = server.active_associations
             server.shutdown()
-            for association in associations:
-                association.abort()
+        for association in associations:
+            association.abort(block=False)
+        # Its connection is closed as soon as it is killed, whether or not the peer has been told by then.
+        deadline = time.monotonic() + _TOLD_WITHIN_S
+        while any(map(_is_to_be_told, associations)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+        with ThreadPoolExecutor(_ENDED_AT_ONCE, "ending") as pool:
+            for _ in pool.map(Association.kill, associations):
+                pass
+
+
+def _is_to_be_told(association: Association) -> bool:
+    """Whether the A-ABORT that was asked for has not gone out."""
+    return association.dul.state_machine.current_state not in _ENDING
 
 
 def start_scp(

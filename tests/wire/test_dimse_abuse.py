@@ -1,5 +1,6 @@
 """Hostile and broken peers on the DICOM port: each is answered or cut, and the node serves on in little memory."""
 
+import signal
 import socket
 import struct
 import time
@@ -298,6 +299,16 @@ def test_flood_of_connections_is_bounded(tmp_path: Path) -> None:
             peer.settimeout(20)
             assert said(peer) == b""
         until(lambda: echoes(node))
+
+
+def test_many_open_associations_end_with_the_node(tmp_path: Path) -> None:
+    """Each is aborted when the node stops, and none keeps it from stopping by itself."""
+    with segnode(tmp_path / "node", "models = []\nrules = []\n", roles=("dimse",)) as node, ExitStack() as stack:
+        peers = [stack.enter_context(open_association(node)) for _ in range(200)]
+        node.process.send_signal(signal.SIGTERM)
+        assert node.process.wait(30) == 0
+        assert {said(peer)[:1] for peer in peers} == {b"\7"}
+        assert "did not stop" not in node.log.read_text()
 
 
 def echoes(node: Server) -> bool:
