@@ -26,6 +26,7 @@ NO_ROOM: Final = os.EX_TEMPFAIL
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _STOP_WITHIN_S: Final = 9
+_OWN_NAME: Final = "segnode"
 _STDIN: Final = 0
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -68,6 +69,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _be_called(name: str) -> None:
+    """Have the system's lists call this process so, and what it forks (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def supervise(posts: Sequence[Post]) -> int | Forked:
@@ -276,6 +282,7 @@ class _Supervisor:
             sys.stderr.flush()
         # What is told to this process is not heard by the other as long as that has the same ears.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        _be_called(seat.post.name)  # by which it is known from its first moment
         try:
             seat.process = self._fork(seat.post, ready_fd)
         except OSError:
@@ -283,6 +290,7 @@ class _Supervisor:
             raise
         finally:
             if os.getpid() == self._pid:
+                _be_called(_OWN_NAME)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
                 os.close(ready_fd)
         seat.started_at = time.monotonic()
@@ -307,7 +315,6 @@ class _Supervisor:
     def _settle_in(self, post: Post, parent: int, ready_fd: int) -> None:
         """Become a process of its own, which has nothing of the supervisor and ends with it."""
         die_with_parent(parent)
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, post.name.encode())
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from segnode.roles import ROLES
 
+_THREADS = 16  # behind the state (proc(5), stat)
+
 
 def descendants(process: int) -> set[int]:
     """The processes under a process."""
@@ -48,11 +50,12 @@ def leads_to(process: int) -> Counter[str]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that is dead and not reaped does not."""
+    """Whether a process, or a thread of it, runs; one that is dead and not reaped does not."""
     try:
-        return _stat(Path(f"/proc/{process}"))[0] != "Z"
+        state, *rest = _stat(Path(f"/proc/{process}"))
     except OSError:
         return False
+    return state != "Z" or int(rest[_THREADS]) > 1
 
 
 def listens(port: int) -> bool:

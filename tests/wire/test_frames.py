@@ -27,8 +27,8 @@ from pydicom.uid import (
 from segnode.seg.codecs import jpeg_ls
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
-from segnode.testing.processes import descendants, peak, post_of
-from segnode.testing.servers import Server, segnode
+from segnode.testing.processes import are_gone, descendants, peak, post_of
+from segnode.testing.servers import Server, segnode, until
 
 STUDY, SERIES = "1.2.3.1", "1.2.3.2"
 OCTETS = 'multipart/related; type="application/octet-stream"'
@@ -200,6 +200,7 @@ def test_a_decoder_that_dies_is_replaced(node: Server) -> None:
         assert decoders
         for process in decoders:
             os.kill(process, signal.SIGKILL)
+        until(lambda killed=decoders: are_gone(killed, ()))  # whom a signal has not reached is still asked
 
 
 def is_decoder(process: int) -> bool:
