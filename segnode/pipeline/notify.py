@@ -1,6 +1,7 @@
 """Notifying: webhooks are told of jobs that have come to an end, again and again until they take it."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
@@ -19,6 +20,8 @@ from segnode.store.notices import Notice, Notices
 _log = structlog.get_logger()
 
 _GIVE_UP_AFTER_S: Final = 7 * 86400.0
+_WHO: Final = ("PatientID", "PatientBirthDate", "AccessionNumber")
+_SHORTEST_WORD: Final = 2
 
 
 class PatientDocument(msgspec.Struct, frozen=True):
@@ -86,9 +89,11 @@ class Notifier:
     def _body(self, notice: Notice) -> bytes:
         job = job_document(self.jobs.job(notice.job_id), self.index)
         patient: Any = UNSET
+        attributes = self.index.series(job.series)
         if self.config.patient:
-            attributes = self.index.series(job.series)
             patient = PatientDocument(*(attributes.get(keyword, "") for keyword in PatientDocument.__struct_fields__))
+        else:
+            job = _without_patient(job, attributes)
         return msgspec.json.encode(EventDocument(f"job.{notice.state}", iso_time(notice.at), EventData(job, patient)))
 
     def _defer(self, notice: Notice, answer: str) -> None:
@@ -102,3 +107,24 @@ class Notifier:
     def _give_up(self, notice: Notice, answer: str) -> None:
         self.notices.given_up(notice, answer)
         _log.error("webhook is not told", webhook=notice.webhook, job=notice.job_id, reason=answer)
+
+
+def _without_patient(job: JobDocument, attributes: Mapping[str, str]) -> JobDocument:
+    """The job without what names the patient of a series: archives and models may say that in what they answer."""
+    words = re.split(r"[\^= ,]+", attributes.get("PatientName", "")) + [attributes.get(keyword, "") for keyword in _WHO]
+    either = "|".join(re.escape(word) for word in words if len(word) >= _SHORTEST_WORD)
+    if not either:
+        return job
+    # As a word by itself, and not as a component of a UID.
+    named = re.compile(rf"(?<!\w)(?<!\d\.)(?:{either})(?!\w|\.\d)", re.IGNORECASE)
+
+    def covered(text: str) -> str:
+        return named.sub("***", text)
+
+    return msgspec.structs.replace(
+        job,
+        note=covered(job.note),
+        error=covered(job.error),
+        progress_text=covered(job.progress_text),
+        deliveries=tuple(msgspec.structs.replace(each, last_answer=covered(each.last_answer)) for each in job.deliveries),
+    )

@@ -57,11 +57,11 @@ class Node:
         """Now."""
         return self.now
 
-    def job(self, name: str, *, fails: bool = True) -> None:
+    def job(self, name: str, *, fails: bool = True, error: str = "the model crashed") -> None:
         """A job has come to its end."""
         self.jobs.decide(Decision(name, "1.3", "content", "rule", "model", "1"), self.now)
         if fails:
-            self.jobs.fail(name, "the model crashed", self.now)
+            self.jobs.fail(name, error, self.now)
         else:
             self.jobs.owe(name, "1.9", [], self.now)
 
@@ -123,6 +123,20 @@ def test_nothing_of_the_patient_unless_asked(node: Node, told: Told, tmp_path: P
     node.job("b")
     node.tell()
     assert events(told)[1]["data"]["patient"] == {"PatientID": "4711", "PatientName": "Doe^Jane", "AccessionNumber": "A1"}
+
+
+def test_what_others_say_of_the_patient_is_covered(node: Node, told: Told) -> None:
+    """Of an answer that names the patient the rest is told, UIDs too; and all of it where that is asked for."""
+    said = "pacs: status 0xC000 patient DOE, Jane (4711, A1) is merged; 1.4711.2 and Doering stay."
+    node.job("a", error=said)
+    node.tell()
+    node.keys = "patient = true\n"
+    node.job("b", error=said)
+    node.tell()
+    assert [event["data"]["job"]["error"] for event in events(told)] == [
+        "pacs: status 0xC000 patient ***, *** (***, ***) is merged; 1.4711.2 and Doering stay.",
+        said,
+    ]
 
 
 def test_jobs_before_the_webhook_are_not_told(tmp_path: Path, told: Told) -> None:
