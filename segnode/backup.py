@@ -180,7 +180,7 @@ def _require_whole(held: Held, path: Path) -> None:
         raise _Damaged(f"has {size} bytes instead of {held.size}")
     try:
         with path.open("rb") as file:
-            digest = data_set_digest(path, read_header(file), like=held.digest)
+            digest = data_set_digest(file, read_header(file), like=held.digest)
     except Refusal as refusal:
         raise _Damaged(f"cannot be read: {refusal}") from refusal
     if digest != held.digest:

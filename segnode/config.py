@@ -106,7 +106,7 @@ class NodeConfig(_Table, frozen=True):
     http: _Text = "127.0.0.1:8080"
     data: _Text = "./segnode-data"
     dimse_processes: _Processes = min(os.cpu_count() or 1, 4)
-    web_workers: _Processes = 1
+    web_workers: _Processes = min(os.cpu_count() or 1, 4)
 
 
 class ApiKeyConfig(_Table, frozen=True):

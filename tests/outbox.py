@@ -113,7 +113,7 @@ class Outbox:
                 spool.complete()
                 with spool.path.open("rb") as file:
                     header = read_header(file)
-                index.add(header, objects.keep(spool.path), 1, "digest", "made", CREATED)
+                index.add(header, objects.keep(spool), 1, "digest", "made", CREATED)
         clock = lambda: self.now  # noqa: E731
         self.confirmer = Confirmer(self.commitments, self.committers, self.configs, clock)
         rows = objects, index, self.jobs, self.standings

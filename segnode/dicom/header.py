@@ -203,14 +203,13 @@ _LONGEST: Final[Mapping[int, int]] = {
 def _read_dataset(
     file: BinaryIO, offset: int, encoding: Encoding
 ) -> tuple[dict[str, str], tuple[Contributor, ...], dict[str, list[dict[str, str]]]]:
-    file.seek(offset)
-    stream, is_whole = _inflated(file) if encoding.deflated else (file, True)
+    stream, begin, is_whole = _inflated(file, offset) if encoding.deflated else (file, offset, True)
     order = "<" if encoding.little_endian else ">"
     values: dict[str, str] = {}
     contributors: tuple[Contributor, ...] = ()
     items: dict[str, list[dict[str, str]]] = {}
     encodings = ["iso8859"]
-    for element, value in _wanted(stream, encoding, stop=_BEYOND_PIXELS if is_whole else _PIXELS):
+    for element, value in _wanted(stream, begin, encoding, stop=_BEYOND_PIXELS if is_whole else _PIXELS):
         if element.tag in _INDEXED:
             keyword, vr = _INDEXED[element.tag]
             values[keyword] = _decoded(value, vr, order, encodings)
@@ -269,8 +268,12 @@ def _inside(element: _Element, encoding: Encoding) -> Encoding:
     return Encoding(implicit_vr=True) if element.vr == b"UN" else encoding
 
 
-def _inflated(file: BinaryIO) -> tuple[BinaryIO, bool]:
-    """A deflated data set, and whether that is all of it: of a long one only the start. Raises NotDicom where it is cut off."""
+def _inflated(file: BinaryIO, offset: int) -> tuple[BinaryIO, int, bool]:
+    """A deflated data set, where it begins, and whether that is all of it: of a long one only the start.
+
+    Raises NotDicom where it is cut off.
+    """
+    file.seek(offset)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
     try:
@@ -281,12 +284,13 @@ def _inflated(file: BinaryIO) -> tuple[BinaryIO, bool]:
             inflated += inflater.decompress(block, _LONGEST_DEFLATED_HEADER - len(inflated))
     except zlib.error as error:
         raise NotDicom(f"the deflated data set cannot be inflated: {error}") from error
-    return io.BytesIO(inflated), inflater.eof
+    return io.BytesIO(inflated), 0, inflater.eof
 
 
-def _wanted(file: BinaryIO, encoding: Encoding, stop: int) -> Iterator[tuple[_Element, bytes]]:
-    """The top-level elements from here to the tag `stop` that something is read of, with their values."""
-    begin, end, at = file.tell(), _end_of(file), 0
+def _wanted(file: BinaryIO, begin: int, encoding: Encoding, stop: int) -> Iterator[tuple[_Element, bytes]]:
+    """The top-level elements from there to the tag `stop` that something is read of, with their values."""
+    end, at = file.seek(0, io.SEEK_END), 0
+    file.seek(begin)
     if encoding.little_endian:
         head = file.read(_HEAD)
         skimmed, at = _skim(head, 0, encoding, stop, _LONGEST, end - begin)

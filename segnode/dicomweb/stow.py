@@ -3,11 +3,10 @@
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain
 from typing import Final, Protocol
 
 import structlog
@@ -20,7 +19,6 @@ from segnode.dicomweb.multipart import Body, Multipart, OnePart, Parts
 from segnode.errors import BadRequest, NotDicom, ObjectTooLong, Refusal, TooLarge, UnsupportedMedia
 from segnode.pipeline.associations import Associations
 from segnode.pipeline.receive import Examined, Receiver, examine
-from segnode.store.filesystem import room_for, synchronise
 from segnode.store.index import Instance, Sender
 from segnode.store.objects import Spool
 
@@ -28,8 +26,11 @@ _log = structlog.get_logger()
 
 _LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
-_EXAMINED_AT_ONCE: Final = 3
-_WAITING_AT_ONCE: Final = 12
+# Objects that come one after the other are kept together, unless one is so long that it is worth the effort alone.
+_KEPT_TOGETHER: Final = 8
+_KEPT_ALONE: Final = 8 << 20
+# How many such groups wait while another is kept.
+_MOST_KEPT_LATER: Final = 2
 _TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}" or "{XML}", or {DICOM}'
 
 
@@ -98,54 +99,55 @@ class _Reception:
         self._went_well = False
         self._instances: list[Instance] = []
         self._refusals: list[Refusal] = []
-        self._waiting: deque[tuple[Spool, Future[Examined]]] = deque()
-        self._keeping: deque[tuple[Spool, Future[None]]] = deque()
-        self._examiners = ThreadPoolExecutor(_EXAMINED_AT_ONCE)
+        self._waiting: list[Examined] = []
+        self._keeping: deque[tuple[Sequence[Examined], Future[None]]] = deque()
         self._keeper = ThreadPoolExecutor(1)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was received or refused yet."""
-        return not self._instances and not self._refusals and not self._keeping
+        return not (self._instances or self._refusals or self._waiting or self._keeping)
 
     def receive_in_turn(self, spool: Spool) -> None:
-        """Keep a complete object after those before it, or note why not, while more of the message comes."""
+        """Keep a complete object after those before it, while more of the message comes. Raises Refusal."""
         spool.complete()
-        self._waiting.append((spool, self._examiners.submit(_examine_durable, spool.path)))
-        self._keeping.append((spool, self._keeper.submit(copy_context().run, self._keep_waiting)))
-        if len(self._keeping) > _WAITING_AT_ONCE:
+        self._waiting.append(examine(spool))
+        if len(self._waiting) == _KEPT_TOGETHER or spool.size > _KEPT_ALONE:
+            self._keep_waiting()
+        if len(self._keeping) > _MOST_KEPT_LATER:
             self._settle_one()
 
     def settle(self) -> None:
         """Have everything kept, or refused, that came whole."""
+        self._keep_waiting()
         while self._keeping:
             self._settle_one()
 
-    def _settle_one(self) -> None:
-        _, kept = self._keeping.popleft()
-        kept.result()
-
     def _keep_waiting(self) -> None:
-        """Keep at once all objects that wait by now; those that came while others were kept share a commit."""
-        some = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        with ExitStack() as spools:
-            examined = []
-            for spool, examining in some:
-                spools.enter_context(spool)
-                try:
-                    examined.append(examining.result())
-                except Refusal as refusal:
-                    self.refuse(refusal)
-            for outcome in self._receiver.receive_all(examined, self._study, self._association, self._sender):
-                if isinstance(outcome, Refusal):
-                    self.refuse(outcome)
-                else:
-                    self._instances.append(outcome)
+        some, self._waiting = self._waiting, []
+        if some:
+            self._keeping.append((some, self._keeper.submit(copy_context().run, self._keep, some)))
+
+    def _settle_one(self) -> None:
+        some, kept = self._keeping.popleft()
+        try:
+            kept.result()
+        finally:
+            for examined in some:
+                examined.spool.discard()
+
+    def _keep(self, some: Sequence[Examined]) -> None:
+        """Keep objects at once: they share a commit, and the writing of the file system's journal."""
+        for outcome in self._receiver.receive_all(some, self._study, self._association, self._sender):
+            if isinstance(outcome, Refusal):
+                self.refuse(outcome)
+            else:
+                self._instances.append(outcome)
 
     def receive(self, spool: Spool) -> None:
         """Keep a complete object. Raises Refusal."""
         spool.complete()
-        self._instances.append(self._receiver.receive(spool.path, self._study, self._association, self._sender))
+        self._instances.append(self._receiver.receive(spool, self._study, self._association, self._sender))
 
     def refuse(self, refusal: Refusal) -> None:
         """Note that an object is not kept, and why."""
@@ -164,20 +166,11 @@ class _Reception:
             self.settle()
         finally:
             self._keeper.shutdown(cancel_futures=True)
-            self._examiners.shutdown(cancel_futures=True)
-            for spool, _ in self._keeping:
-                spool.discard()
+            for examined in chain.from_iterable(some for some, _ in self._keeping):
+                examined.spool.discard()
             for reason, number in Counter(map(str, self._refusals)).items():  # a line each would be a way to fill the disk
                 _log.warning("refused", reason=reason, objects=number)
             self._associations.end(self._association, well=self._went_well)
-
-
-def _examine_durable(path: Path) -> Examined:
-    """Examine a file, and have it on the disk: what waits for that there need not wait for its turn."""
-    examined = examine(path)
-    with room_for("an object"):
-        synchronise(path)
-    return examined
 
 
 class _Objects:

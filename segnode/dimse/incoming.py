@@ -1,14 +1,7 @@
 """The file of an object that comes in by C-STORE."""
 
-from pathlib import Path
-from typing import Final
-
-from segnode.dicom.digest import Digest
 from segnode.errors import OutOfResources
 from segnode.store.objects import ObjectStore, Spool
-
-# Of a file, to the end of the length of its file meta information (PS3.10 7.1).
-_HEAD: Final = 144
 
 
 class Incoming:
@@ -17,9 +10,6 @@ class Incoming:
     def __init__(self, objects: ObjectStore) -> None:
         self.file = self  # of which pynetdicom flushes the inner one
         self.name = ""
-        self.digest = ""
-        self._head = b""
-        self._digesting: Digest | None = None
         self._problem: OutOfResources | None = None
         self._spool: Spool | None = None
         try:
@@ -30,8 +20,6 @@ class Incoming:
 
     def write(self, block: bytes | memoryview) -> int:
         """Append bytes, unless some before them were not taken."""
-        if len(self._head) < _HEAD:
-            self._head += bytes(block[: _HEAD - len(self._head)])
         if self._spool is not None and self._problem is None:
             try:
                 self._spool.write(block)
@@ -40,30 +28,15 @@ class Incoming:
                 self.close()  # what was taken of it is room for others
         return len(block)
 
-    @property
-    def data_set_offset(self) -> int:
-        """Where its data set begins: what stands before was written here."""
-        return _HEAD + int.from_bytes(self._head[-4:], "little")
-
-    def write_data_set(self, fragment: memoryview) -> None:
-        """Append bytes of the data set; of one that is written so the digest is known at its end."""
-        if self._digesting is None:
-            self._digesting = Digest()
-        self._digesting.update(fragment)
-        self.write(fragment)
-
     def flush(self) -> None:
         """Nothing waits for this: the file is read when it is complete."""
 
-    def complete(self) -> Path:
-        """Complete the file, and say where it is. Raises OutOfResources when the disk has not taken all of it."""
-        if self._spool is not None and self._problem is None:
-            self._spool.complete()
-        if self._problem is not None:
-            raise self._problem
-        if self._digesting is not None:
-            self.digest = self._digesting.text()
-        return Path(self.name)
+    def complete(self) -> Spool:
+        """Complete the file. Raises OutOfResources when the disk has not taken all of it."""
+        if self._spool is None or self._problem is not None:
+            raise self._problem or OutOfResources("an object has no file")
+        self._spool.complete()
+        return self._spool
 
     def close(self) -> None:
         """Delete the file, unless it was kept."""

@@ -199,11 +199,11 @@ class _Door:
     ) -> Answer:
         try:
             incoming = _brought(incoming)
-            path = incoming.complete()
+            spool = incoming.complete()
             _require_right(peer)
             _require_class(is_of_context=is_of_context)
-            examined = examine(path, incoming.digest)
-            _require_data_set(examined, incoming)
+            examined = examine(spool)
+            _require_data_set(examined)
             self._receiver.receive_examined(examined, association=association, sender=_sender(peer))
         except Refusal as refusal:
             _log.warning("refused", reason=str(refusal), calling_ae=peer.requestor.ae_title)
@@ -238,9 +238,9 @@ def _require_class(*, is_of_context: bool) -> None:
         raise ClassNotSupported("its SOP class is not that of its presentation context", "AffectedSOPClassUID")
 
 
-def _require_data_set(examined: Examined, incoming: Incoming) -> None:
+def _require_data_set(examined: Examined) -> None:
     """Raise NotDicom where the data set begins with what would be taken for the file meta information of its file."""
-    if examined.header.dataset_offset != incoming.data_set_offset:
+    if examined.header.dataset_offset != examined.spool.digest.offset:
         what = "the data set has elements of group 0002, which are those of files"
         raise NotDicom(what, "FileMetaInformationGroupLength")
 

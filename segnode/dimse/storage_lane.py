@@ -122,7 +122,7 @@ class StorageLane:
             following = position + 4 + size
             if size < 2 or following > end or number != context_id or control & COMMAND:
                 raise PeerCut("a data set's fragments are not followed by the next one of it (PS3.8 E)")
-            incoming.write_data_set(buffer[position + _PDV_HEADER : following])
+            incoming.write(buffer[position + _PDV_HEADER : following])
             is_last = bool(control & LAST)
             position = following
         self._socket.consume(_PDU_HEADER + length)

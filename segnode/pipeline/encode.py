@@ -131,7 +131,7 @@ class Encoder:
             with self.receiver.objects.spool() as spool:
                 spool.write(part10)
                 spool.complete()
-                self.receiver.hold_made(spool.path)
+                self.receiver.hold_made(spool)
         if rule.config.iocm:
             self.jobs.replace(job.id, [other.id for other in self._replaced_by(job)])
         self.jobs.owe(job.id, sop_instance_uid, rule.config.send_to, self.clock())

@@ -1,9 +1,7 @@
 """Receiving: the one room behind both doors. Success means that the bytes are synchronised and the row is committed."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import structlog
 
@@ -12,10 +10,9 @@ from segnode.dicom.digest import data_set_digest, is_earlier
 from segnode.dicom.header import PREAMBLE, Contributor, Header, read_header
 from segnode.dicom.uids import MANUFACTURER
 from segnode.errors import Duplicate, Mismatch, OutOfResources, Refusal
-from segnode.store.filesystem import room_for
 from segnode.store.index import Arrival, Index, Instance, OpenAssociation, Origin, Sender
 from segnode.store.measures import Meter
-from segnode.store.objects import ObjectStore
+from segnode.store.objects import ObjectStore, Spool
 
 _log = structlog.get_logger()
 
@@ -38,19 +35,17 @@ class Receiver:
 
     def receive(
         self,
-        path: Path,
+        spool: Spool,
         study: str | None = None,
         association: OpenAssociation | None = None,
         sender: Sender | None = None,
-        digest: str = "",
     ) -> Instance:
-        """Keep the object in a file, or find that it is held already, which changes nothing.
+        """Keep the object in a complete file, or find that it is held already, which changes nothing.
 
-        `study` is the study it must be of, where the sender said so; `digest` is that of its data set, where it is known.
-        When this returns, the object is durable. Raises Refusal (NotDicom, BadIdentifier, Mismatch, Duplicate,
-        OutOfResources); then nothing is kept.
+        `study` is the study it must be of, where the sender said so. When this returns, the object is durable. Raises
+        Refusal (NotDicom, BadIdentifier, Mismatch, Duplicate, OutOfResources); then nothing is kept.
         """
-        return self.receive_examined(examine(path, digest), study, association, sender)
+        return self.receive_examined(examine(spool), study, association, sender)
 
     def receive_examined(
         self,
@@ -85,9 +80,9 @@ class Receiver:
                 self.meter.received(outcome.size)
         return outcomes
 
-    def hold_made(self, path: Path) -> Instance:
+    def hold_made(self, spool: Spool) -> Instance:
         """Keep an object that the node has made, unless it is held; the one that is. Raises OutOfResources."""
-        (outcome,) = replace(self, on_conflict="keep")._hold([examine(path)], ["made"], _Bringing())
+        (outcome,) = replace(self, on_conflict="keep")._hold([examine(spool)], ["made"], _Bringing())
         if isinstance(outcome, Refusal):
             raise outcome
         return outcome
@@ -115,7 +110,7 @@ class Receiver:
             if bringing.association is not None:
                 self.index.add_sending(bringing.association, held.series_instance_uid)
             return held
-        if origin == "received" and self.objects.free_bytes() - examined.size < self.low_watermark:
+        if origin == "received" and self.objects.free_bytes() - examined.spool.size < self.low_watermark:
             return OutOfResources(
                 "the disk is almost full (storage.low_watermark): nothing more is received until there is room"
             )
@@ -130,13 +125,14 @@ class Receiver:
         if not new:
             return []
         try:
-            keys = self.objects.keep_all([one.path for one, _ in new])
+            keys = self.objects.keep_all([one.spool for one, _ in new])
         except OutOfResources as full:
             return [OutOfResources(str(full)) for _ in new]
         held: Sequence[Instance] = ()
+        now = self.clock()
         try:
             rows = [
-                Arrival(one.header, key, one.size, one.digest, origin, self.clock(), bringing.association, bringing.sender)
+                Arrival(one.header, key, one.spool.size, one.digest, origin, now, bringing.association, bringing.sender)
                 for (one, origin), key in zip(new, keys, strict=True)
             ]
             held = self.index.add_all(rows, replace=self.on_conflict == "replace")
@@ -170,35 +166,28 @@ class _Bringing:
 
 @dataclass(frozen=True)
 class Examined:
-    """A complete Part 10 file of the incoming folder, and what is to be known of it before it is kept."""
+    """A complete Part 10 file, and what is to be known of it before it is kept."""
 
-    path: Path
+    spool: Spool
     header: Header
     digest: str
-    size: int
 
     def differs(self, held: Instance) -> bool:
         """Whether the object that is held of its UID is another one."""
         earlier = is_earlier(held.digest)
-        digest = data_set_digest(self.path, self.header, like=held.digest) if earlier else self.digest
+        digest = data_set_digest(self.spool.file, self.header, like=held.digest) if earlier else self.digest
         return held.differs(self.header.transfer_syntax_uid, digest)
 
 
-def examine(path: Path, digest: str = "") -> Examined:
-    """Read what is to be known of a file; of several at once, if need be. Raises NotDicom, BadIdentifier, Mismatch.
+def examine(spool: Spool) -> Examined:
+    """Read what is to be known of a complete file. Raises NotDicom, BadIdentifier, Mismatch, OutOfResources.
 
     What its preamble holds is dropped: nothing there is DICOM's, and a program may take it for something else's.
     """
-    with path.open("rb") as file:
-        header = read_header(file)
-        file.seek(0)
-        preamble = file.read(PREAMBLE)
-        size = file.seek(0, io.SEEK_END)
-    if any(preamble):
-        _blank(path)
-    return Examined(path, header, digest or data_set_digest(path, header), size)
-
-
-def _blank(path: Path) -> None:
-    with room_for("an object"), path.open("r+b", buffering=0) as file:
-        file.write(bytes(PREAMBLE))
+    spool.file.seek(0)
+    header = read_header(spool.file)
+    spool.file.seek(0)
+    if any(spool.file.read(PREAMBLE)):
+        spool.overwrite(bytes(PREAMBLE))
+    is_as_it_says = spool.digest.offset == header.dataset_offset
+    return Examined(spool, header, spool.digest.text() if is_as_it_says else data_set_digest(spool.file, header))

@@ -59,4 +59,4 @@ class Rejecter:
         with self.receiver.objects.spool() as spool:
             spool.write(part10)
             spool.complete()
-            self.receiver.hold_made(spool.path)
+            self.receiver.hold_made(spool)

@@ -44,7 +44,7 @@ class SeriesFiles:
         found = []
         for path in self.files.values():
             with path.open("rb") as file:
-                found.append(data_set_digest(path, read_header(file)))
+                found.append(data_set_digest(file, read_header(file)))
         return sorted(found)
 
 

@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
+from segnode.dicom.digest import DataSetDigest
 from segnode.errors import ObjectTooLong, OutOfResources
-from segnode.store.filesystem import no_room, room_for, synchronise
+from segnode.store.filesystem import begin_to_synchronise, no_room, room_for, synchronise
 from segnode.store.leases import Lease, lease_ids
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _INCOMING: Final = "incoming"
 _LEASE_LENGTH: Final = 12
+# What is written in smaller blocks is gathered.
+_BUFFER: Final = 4096
 SHELVES: Final = 256
 _ON_A_SHELF: Final = 64
 # What nobody has written to for so long, nobody is at work on.
@@ -66,32 +69,36 @@ class ObjectStore:
         """A new file to write an object into. Raises OutOfResources."""
         return Spool(self.incoming / secrets.token_hex(16), self._largest)
 
-    def keep(self, path: Path) -> str:
-        """Make a complete file of the incoming folder an object: durable, immutable, under the key that is returned.
+    def keep(self, spool: "Spool") -> str:
+        """Make a complete file an object: durable, immutable, under the key that is returned.
 
         Raises OutOfResources when the disk does not take it.
         """
-        return self.keep_all([path])[0]
+        return self.keep_all([spool])[0]
 
-    def keep_all(self, paths: Sequence[Path]) -> list[str]:
+    def keep_all(self, spools: Sequence["Spool"]) -> list[str]:
         """Make several files objects, as `keep` does with one; where the disk does not take them, there is none of them."""
-        keys = [self._new_key() for _ in paths]
+        keys = [self._new_key() for _ in spools]
         folders = [f"{self._folder}/{key[:2]}/{key[2:4]}" for key in keys]
-        targets = [f"{folder}/{key}" for folder, key in zip(folders, keys, strict=True)]
         try:
             with room_for("an object"):
-                for path, folder, target in zip(paths, folders, targets, strict=True):
+                for spool, folder, key in zip(spools, folders, keys, strict=True):
                     self._make_folder(folder)
-                    os.rename(path, target)  # noqa: PTH104  pathlib's paths take as long to make as the file to be renamed
+                    os.rename(spool.path, f"{folder}/{key}")  # noqa: PTH104  pathlib's take as long to make as the file to be renamed
                 # Names first: one write of the file system's journal has both then. No row leads to a file before.
-                for target in targets:
-                    synchronise(target)
+                if len(spools) > 1:
+                    for spool in spools:
+                        begin_to_synchronise(spool.file.fileno())
+                for spool in spools:
+                    spool.synchronise()
                 for folder in set(folders):
                     synchronise(folder)
         except OutOfResources:
             for key in keys:
                 self.delete(key)
             raise
+        for spool in spools:
+            spool.is_kept = True
         return keys
 
     def _new_key(self) -> str:
@@ -124,34 +131,53 @@ class ObjectStore:
 
 
 class Spool:
-    """A file that an object is being written into; as a context manager it is gone at the end unless it was kept."""
+    """A file that an object is being written into; as a context manager it is gone at the end unless it was kept.
+
+    `file` may be read when it is complete; `size` is how many bytes it has, and `digest` takes them as they come.
+    """
 
     def __init__(self, path: Path, largest: int) -> None:
         self.path = path
-        self._left = self._largest = largest
+        self.size = 0
+        self.digest = DataSetDigest()
+        self.is_kept = False
+        self._largest = largest
         with room_for("an object"):
-            self._file = path.open("xb")
+            self.file: BinaryIO = path.open("x+b", _BUFFER)
 
     def write(self, block: bytes | memoryview) -> None:
         """Append bytes. Raises OutOfResources, and ObjectTooLong where there are more than an object may have."""
-        self._left -= len(block)
-        if self._left < 0:
+        self.size += len(block)
+        if self.size > self._largest:
             raise ObjectTooLong(f"an object may have {self._largest} bytes at most (storage.largest_object)")
         try:
-            self._file.write(block)
+            self.file.write(block)
         except OSError as error:
             raise no_room("an object", error) from error
+        self.digest.update(block)
 
     def complete(self) -> None:
         """Hand all bytes to the operating system; nothing is written after this. Raises OutOfResources."""
         with room_for("an object"):
-            self._file.close()
+            self.file.flush()
+
+    def overwrite(self, start: bytes) -> None:
+        """Have other bytes at the start of a file that is complete, and complete it again. Raises OutOfResources."""
+        self.file.seek(0)
+        with room_for("an object"):
+            self.file.write(start)
+        self.complete()
+
+    def synchronise(self) -> None:
+        """Have its bytes on the disk."""
+        os.fsync(self.file.fileno())
 
     def discard(self) -> None:
-        """Delete the file, unless it was kept."""
+        """Close the file, and delete it unless it was kept."""
         with suppress(OSError):
-            self._file.close()
-        self.path.unlink(missing_ok=True)
+            self.file.close()
+        if not self.is_kept:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,8 @@ from segnode.dicom.uids import derived_uid
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import write_ct
 
+# As long as those of other clients: it is looked for in every byte.
+BOUNDARY: Final = b"7c3f0d5e9b1a48c6a2e4d8f601b3957e"
 _MESSAGE: Final = 25
 
 
@@ -34,8 +36,8 @@ class Series:
         """Bodies of STOW-RS."""
         files = iter(self.files.values())
         while some := [*islice(files, _MESSAGE)]:
-            head = b"--bench\r\nContent-Type: application/dicom\r\n\r\n"
-            yield b"".join(head + file + b"\r\n" for file in some) + b"--bench--\r\n"
+            head = b"--" + BOUNDARY + b"\r\nContent-Type: application/dicom\r\n\r\n"
+            yield b"".join(head + file + b"\r\n" for file in some) + b"--" + BOUNDARY + b"--\r\n"
 
 
 def ct_series(folder: Path, slices: int, size: int, seed: int) -> Series:

@@ -5,6 +5,7 @@ answer takes longer with more that is held is measured on two nodes, of a thousa
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from segnode.store.database import open_database
 from segnode.store.index import Index
 from segnode.store.tables import instance
 from segnode.testing.asking import Answer, Connection
-from segnode.testing.corpus import Series, ct_series, multi_frame, renamed
+from segnode.testing.corpus import BOUNDARY, Series, ct_series, multi_frame, renamed
 from segnode.testing.servers import Server, bare, node_config, orthanc, segnode
 from segnode.testing.turns import Used, await_documents, in_turn
 
@@ -43,7 +44,7 @@ _GOAL: Final = 2.0
 _JSON: Final = "application/dicom+json"
 _OBJECTS: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _OCTETS: Final = 'multipart/related; type="application/octet-stream"'
-_MESSAGES: Final = 'multipart/related; type="application/dicom"; boundary=bench'
+_MESSAGES: Final = f'multipart/related; type="application/dicom"; boundary={BOUNDARY.decode()}'
 _STUDY, _SERIES, _SOP = "0020000D", "0020000E", "00080018"
 _REFERENCED, _REFERENCED_SOP, _INSTANCES = "00081199", "00081155", "00201209"
 
@@ -89,7 +90,7 @@ def dicomweb(slices: int, size: int, runs: int, part: str | None) -> None:
 
 def _beside(folder: Path, slices: int, size: int, runs: int) -> None:
     with (
-        segnode(folder / "node", _NOTHING) as node,
+        segnode(folder / "node", _NOTHING, web_workers=min(os.cpu_count() or 1, 4)) as node,
         orthanc(folder / "archive") as archive,
         bare(folder / "bare") as responder,
         ExitStack() as stack,
@@ -102,7 +103,7 @@ def _beside(folder: Path, slices: int, size: int, runs: int) -> None:
         many = multi_frame(size, _FRAMES)
         for other in (*(ct_series(folder / f"ct {seed}", 2, size, seed) for seed in range(1, _OTHERS + 1)), many):
             for connection in trio.connections[:2]:
-                _post(connection, other, next(other.messages()))
+                _require_stored(other, [_post(connection, message) for message in other.messages()])
         await_documents(node)
         for row in _rows(held, many, runs):
             _compare(trio, row)
@@ -177,24 +178,29 @@ def _send_next(server: Server, left: Iterator[Series], connections: int) -> floa
     series = next(left)
     messages = [*series.messages()]
 
-    def post_some(first: int) -> None:
+    def post_some(first: int) -> list[bytes]:
         with _connected(server) as connection:
-            for message in messages[first::connections]:
-                _post(connection, series if server.dicom_port else None, message)
+            return [_post(connection, message) for message in messages[first::connections]]
 
     start = time.perf_counter()
     with ThreadPoolExecutor(connections) as pool:
-        list(pool.map(post_some, range(connections)))
-    return time.perf_counter() - start
+        answers = [answer for some in pool.map(post_some, range(connections)) for answer in some]
+    took = time.perf_counter() - start
+    if server.dicom_port:
+        _require_stored(series, answers)
+    return took
 
 
-def _post(connection: Connection, series: Series | None, message: bytes) -> None:
-    """Post a message; the answer names every object of it that is one of a series."""
-    body = bytes(connection.post(_path("studies"), message, _MESSAGES).body)
-    if series is not None:
-        named = {item[_REFERENCED_SOP]["Value"][0] for item in json.loads(body)[_REFERENCED]["Value"]}
-        if len(named) != message.count(b"--bench\r\n") or not named <= series.files.keys():
-            raise click.ClickException("not everything is stored")
+def _post(connection: Connection, message: bytes) -> bytes:
+    """Post a message; the answer."""
+    return bytes(connection.post(_path("studies"), message, _MESSAGES).body)
+
+
+def _require_stored(series: Series, answers: Sequence[bytes]) -> None:
+    """Raise ClickException where the answers do not name every object of a series."""
+    stored = [item[_REFERENCED_SOP]["Value"][0] for answer in answers for item in json.loads(answer)[_REFERENCED]["Value"]]
+    if sorted(stored) != sorted(series.files):
+        raise click.ClickException("not everything is stored")
 
 
 def _line(name: str, used: Sequence[Used], faster: float, slower: float) -> None:

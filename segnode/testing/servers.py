@@ -149,7 +149,7 @@ def segnode(
 ) -> Iterator[Server]:
     """A serving node with its configuration and data in a folder. Raises ServerFailed.
 
-    `tables` is TOML beside `[node]`; `settings` are further keys of that, as TOML: without them one process receives by DIMSE.
+    `tables` is TOML beside `[node]`; `settings` are further keys of that, as TOML: without them one process serves each port.
     """
     with launch_segnode(folder, tables, ae_title, roles, **settings) as server:
         server.await_ready()
@@ -172,7 +172,7 @@ def launch_segnode(
     folder.mkdir(parents=True, exist_ok=True)
     dicom_port, http_port = free_port(), free_port()
     node = f'[node]\nae_title = "{ae_title}"\ndicom = "127.0.0.1:{dicom_port}"\nhttp = "127.0.0.1:{http_port}"\n'
-    node += "".join(f"{key} = {value}\n" for key, value in {"dimse_processes": 1, **settings}.items())
+    node += "".join(f"{key} = {value}\n" for key, value in {"dimse_processes": 1, "web_workers": 1, **settings}.items())
     (folder / "segnode.toml").write_text(f"{tables}\n{node}")
     with relaunch_segnode(folder, roles) as server:
         yield server

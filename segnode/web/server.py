@@ -23,7 +23,8 @@ from segnode.connections import load_certificate, trusting
 _BACKLOG: Final = 1024
 _FINISH_S: Final = 3.0
 # The header of a request: a search for a thousand UIDs fits. Beyond that it is answered 431 (or 414, for the URL alone).
-_LONGEST_HEADER: Final = 1 << 17
+# Bodies are read in pieces as long at most, each of which costs a change of threads: objects that are stored have many.
+_LONGEST_HEADER: Final = 1 << 19
 _HEADER_WITHIN_MS: Final = 30_000
 
 

@@ -50,7 +50,7 @@ class Node:
             with self.store.objects.spool() as spool:
                 spool.write(encode_part10(small(sop, SeriesInstanceUID=series, Modality="CT"), ExplicitVRLittleEndian))
                 spool.complete()
-                receiver.receive(spool.path)
+                receiver.receive(spool)
 
     def file(self, sop: str) -> Path:
         """The file of an object."""

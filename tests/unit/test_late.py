@@ -26,7 +26,7 @@ from segnode.store.index import Index
 from segnode.store.jobs import Jobs, Taken
 from segnode.store.leases import Lease
 from segnode.store.measures import Meter
-from segnode.store.objects import ObjectStore
+from segnode.store.objects import ObjectStore, Spool
 from segnode.testing.part10 import encode_part10
 from segnode.testing.phantom import Phantom
 from tests.unit.test_sweep import rules
@@ -52,12 +52,12 @@ class Node:
             self.hold(image, self.receiver.receive)
         del self.images[:number]
 
-    def hold(self, dataset: Dataset, how: Callable[[Path], object]) -> None:
+    def hold(self, dataset: Dataset, how: Callable[[Spool], object]) -> None:
         """Keep an object."""
         with self.receiver.objects.spool() as spool:
             spool.write(encode_part10(dataset, ExplicitVRLittleEndian))
             spool.complete()
-            how(spool.path)
+            how(spool)
 
     def make(self, rule: Rule = RULE) -> Dataset:
         """A job of all images, encoded; its SEG."""

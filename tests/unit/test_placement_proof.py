@@ -83,7 +83,7 @@ class Node:
             with self.objects.spool() as spool:
                 image.save_as(spool.path, enforce_file_format=True)
                 spool.complete()
-                self.receiver.receive(spool.path)
+                self.receiver.receive(spool)
 
     def decide(self, images: Sequence[Dataset]) -> str:
         """A job of the images of a series that came; its id."""

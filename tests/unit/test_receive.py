@@ -29,7 +29,7 @@ def test_what_the_node_makes_again_is_the_one_that_is_held(tmp_path: Path, polic
         with objects.spool() as spool:
             spool.write(encode_part10(small("1.2.95.1", SeriesDescription=description), ExplicitVRLittleEndian))
             spool.complete()
-            return receiver.hold_made(spool.path) if origin == "made" else receiver.receive(spool.path)
+            return receiver.hold_made(spool) if origin == "made" else receiver.receive(spool)
 
     held = hold("first", first)
     assert hold("second", "made") == held
@@ -49,7 +49,7 @@ def test_requests_of_a_series_are_those_of_one_object(tmp_path: Path) -> None:
         with objects.spool() as spool:
             spool.write(encode_part10(small(sop, RequestAttributesSequence=items), ExplicitVRLittleEndian))
             spool.complete()
-            receiver.receive(spool.path)
+            receiver.receive(spool)
         (requests,) = index.search(Query("series"), ["SeriesInstanceUID"], 10).requests
         return [item["ScheduledProcedureStepID"] for item in requests]
 

@@ -70,7 +70,7 @@ def node(tmp_path: Path) -> Node:
     with objects.spool() as spool:
         spool.write(encode_part10(seg, ExplicitVRLittleEndian))
         spool.complete()
-        receiver.hold_made(spool.path)
+        receiver.hold_made(spool)
     jobs = Jobs(open_database(tmp_path / "pipeline.sqlite"))
     return Node(receiver, jobs, Rejecter(receiver, jobs, lambda: 200.0))
 

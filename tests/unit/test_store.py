@@ -68,7 +68,7 @@ def test_object_is_where_its_key_says_and_the_spool_is_empty(tmp_path: Path) -> 
     with objects.spool() as spool:
         spool.write(b"abc")
         spool.complete()
-        key = objects.keep(spool.path)
+        key = objects.keep(spool)
     assert objects.path(key).read_bytes() == b"abc"
     assert list(objects.incoming.iterdir()) == []
 

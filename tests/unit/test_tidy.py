@@ -66,7 +66,7 @@ class Node:
         with self.objects.spool() as spool:
             spool.write(b"x")
             spool.complete()
-            key = self.objects.keep(spool.path)
+            key = self.objects.keep(spool)
         os.utime(self.objects.path(key), (self.now, self.now))
         return key
 

@@ -145,7 +145,7 @@ class Router:
             with self.receiver.objects.spool() as spool:
                 spool.write(part10)
                 spool.complete()
-                self.receiver.receive(spool.path, sender=sender)
+                self.receiver.receive(spool, sender=sender)
 
     def sweep(self) -> list[Job]:
         """All jobs, after the rules were asked."""

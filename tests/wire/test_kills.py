@@ -231,7 +231,7 @@ def test_file_without_a_row_waits_for_its_lease(tmp_path: Path) -> None:
     store.leases.take(lease, began)
     with store.objects.spool() as spool:
         spool.complete()
-        key = store.objects.keep(spool.path)
+        key = store.objects.keep(spool)
     later = began + 10 * ABANDONED_S
     store.leases.beat(lease, 0, later)
     tidy(store, later + LEASE_S - 1)

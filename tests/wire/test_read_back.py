@@ -169,7 +169,7 @@ def owe_note(box: Outbox) -> None:
         spool.complete()
         with spool.path.open("rb") as file:
             header = read_header(file)
-        box.deliverer.index.add(header, objects.keep(spool.path), 1, "digest", "made", CREATED)
+        box.deliverer.index.add(header, objects.keep(spool), 1, "digest", "made", CREATED)
     box.jobs.decide(Decision("note", "1.3", "", "rule", "m", "1"), box.now)
     box.jobs.owe("note", NOTE, ["archive"], box.now)
     box.jobs.cancel("j", box.now)
