@@ -175,19 +175,21 @@ def _send(association: LightAssociation, packed: Sequence[bytes]) -> list[int]:
 def _dcmsend(folder: Path, processes: int) -> Work:
     """DCMTK's dcmsend, of files that lie in the page cache."""
 
+    folders = [folder / f"dcmsend {processes}" / str(number) for number in range(processes)]
+    for each in folders:
+        each.mkdir(parents=True)
+
     def work(server: Server, series: Series) -> float:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            folders = [Path(scratch) / str(number) for number in range(processes)]
-            for number, each in enumerate(folders):
-                each.mkdir()
-                for place, file in enumerate(list(series.files.values())[number::processes]):
-                    (each / f"{place}.dcm").write_bytes(file)
-            command = ["dcmsend", "--scan-directories", "-aec", server.ae_title, "127.0.0.1", str(server.dicom_port)]
-            environment = {**os.environ, "TCP_NODELAY": "1"}
-            start = time.perf_counter()
-            running = [subprocess.Popen([*command, str(each)], env=environment) for each in folders]  # noqa: S603  DCMTK's
-            codes = [process.wait() for process in running]
-            took = time.perf_counter() - start
+        # In the places of those before: where files were deleted, a file system may take long to make others.
+        for number, each in enumerate(folders):
+            for place, file in enumerate(list(series.files.values())[number::processes]):
+                (each / f"{place}.dcm").write_bytes(file)
+        command = ["dcmsend", "--scan-directories", "-aec", server.ae_title, "127.0.0.1", str(server.dicom_port)]
+        environment = {**os.environ, "TCP_NODELAY": "1"}
+        start = time.perf_counter()
+        running = [subprocess.Popen([*command, str(each)], env=environment) for each in folders]  # noqa: S603  DCMTK's
+        codes = [process.wait() for process in running]
+        took = time.perf_counter() - start
         if any(codes):
             raise click.ClickException("dcmsend has failed")
         return took
