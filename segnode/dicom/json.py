@@ -1,8 +1,6 @@
 """DICOM JSON (PS3.18 F) of attributes that are kept as text."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from functools import cache
 from typing import Any, Final
 
@@ -11,8 +9,9 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 _WHOLE: Final = ("IS", "US", "UL", "SS", "SL")
 _DECIMAL: Final = ("DS", "FL", "FD")
-_ESCAPED: Final = re.compile(r'["\\]')
 _LONGEST_WHOLE: Final = 12
+# Characters that stand for themselves in a string of JSON, and not between values.
+_PLAIN: Final = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _NO_TEXT: Final = frozenset((*_WHOLE, *_DECIMAL, "PN"))
 _PERSON_NAME_PARTS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 
@@ -33,36 +32,39 @@ def members(attributes: Mapping[str, Sequence[str]]) -> Iterator[tuple[bytes, ..
     """Of each of several objects the members of its JSON, by tag; of each attribute the values in all of them are given."""
     columns = []
     for tag, vr, keyword in _by_tag(attributes):
-        texts = _texts(tag, vr, set(attributes[keyword]))
-        columns.append([texts[value] for value in attributes[keyword]])
+        before, values, after = _member(tag, vr, attributes[keyword])
+        columns.append([f"{before}{value}{after}".encode() for value in values])
     return zip(*columns, strict=True)
 
 
 def objects(attributes: Mapping[str, Sequence[str]]) -> list[bytes]:
     """The JSON of each of several objects, of these members alone."""
-    parts, columns, count = [], [], 0
+    columns, alike, count = list[Iterable[str]](), "{", 0
     for tag, vr, keyword in _by_tag(attributes):
-        count, texts = len(attributes[keyword]), _texts(tag, vr, set(attributes[keyword]))
-        if len(texts) == 1:  # most are alike in a series
-            parts.append(next(iter(texts.values())).replace(b"%", b"%%"))
+        count = len(attributes[keyword])
+        before, values, after = _member(tag, vr, attributes[keyword])
+        alike += before
+        if len(set(values)) > 1:
+            columns += [[alike] * count, values]
+            alike = ""
         else:
-            parts.append(b"%b")
-            columns.append([texts[value] for value in attributes[keyword]])
-    text = b"{%b}" % b",".join(parts)
-    return [text % each for each in zip(*columns, strict=True)] if columns else [text % ()] * count
+            alike += values[0] if values else ""
+        alike += f"{after},"
+    last = [f"{alike.removesuffix(',')}}}"] * count
+    return [text.encode() for text in map("".join, zip(*columns, last, strict=True))]
 
 
-def _texts(tag: str, vr: str, values: AbstractSet[str]) -> dict[str, bytes]:
-    """By its value the text of a member; what can be, is said of all values at once."""
-    start, together = f'"{tag}":{{"vr":"{vr}"'.encode(), "".join(values)
-    filled = values - {""}
-    if vr not in _NO_TEXT and together.isascii() and together.isprintable() and not _ESCAPED.search(together):
-        texts = {value: b'%b,"Value":["%b"]}' % (start, value.encode()) for value in filled}
-    elif vr in _WHOLE and together.isascii() and together.isdecimal() and max(map(len, filled)) <= _LONGEST_WHOLE:
-        texts = {value: b'%b,"Value":[%d]}' % (start, int(value)) for value in filled}
+def _member(tag: str, vr: str, values: Sequence[str]) -> tuple[str, Sequence[str], str]:
+    """A member in each of several objects: what it is in each, between what is before and behind that in all of them."""
+    distinct = set(values)
+    start, together = f'"{tag}":{{"vr":"{vr}"', "".join(distinct)
+    if vr not in _NO_TEXT and "" not in distinct and not together.encode().translate(None, _PLAIN):
+        return f'{start},"Value":["', values, '"]}'  # so are UIDs, of which each object has its own
+    if vr in _WHOLE and together.isascii() and together.isdecimal() and max(map(len, distinct)) <= _LONGEST_WHOLE:
+        texts = {value: f',"Value":[{int(value)}]' for value in distinct - {""}}
     else:
-        texts = {value: b'%b,"Value":%b}' % (start, msgspec.json.encode(_values(vr, value))) for value in filled}
-    return texts | dict.fromkeys(values - filled, start + b"}")
+        texts = {value: f',"Value":{msgspec.json.encode(_values(vr, value)).decode()}' for value in distinct - {""}}
+    return start, [texts.get(value, "") for value in values], "}"
 
 
 def _by_tag(keywords: Iterable[str]) -> list[tuple[str, str, str]]:

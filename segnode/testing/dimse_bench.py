@@ -174,7 +174,6 @@ def _send(association: LightAssociation, packed: Sequence[bytes]) -> list[int]:
 
 def _dcmsend(folder: Path, processes: int) -> Work:
     """DCMTK's dcmsend, of files that lie in the page cache."""
-
     folders = [folder / f"dcmsend {processes}" / str(number) for number in range(processes)]
     for each in folders:
         each.mkdir(parents=True)
