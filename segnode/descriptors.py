@@ -1,10 +1,23 @@
-"""Descriptors: waiting for some by poll(2), as select(2) knows none above 1023, and letting go of inherited ones."""
+"""Descriptors: having enough, waiting for some by poll(2), as select(2) knows none above 1023, and letting go of inherited ones."""
 
 import os
+import resource
 import select
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+# More than that only makes tables long, in programs that make one of all that there might be.
+_ENOUGH: Final = 1 << 16
+
+
+def allow_many() -> None:
+    """Let this process and those it starts have as many descriptors as they may: by default often 1,024 (systemd, a shell)."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _ENOUGH if most == resource.RLIM_INFINITY else min(most, _ENOUGH)
+    if now != resource.RLIM_INFINITY and now < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
 
 
 def readable(seconds: float, *descriptors: int) -> set[int]:

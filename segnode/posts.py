@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from segnode.config import Address, Config, pack_config, parse_address, unpack_config
+from segnode.descriptors import allow_many
 from segnode.errors import CannotStart
 from segnode.roles import Post, Role, supervise
 
@@ -64,6 +65,7 @@ RunRole = Callable[[Role, int, Inherited, Callable[[], None]], None]
 
 def serve_roles(roles: Sequence[Role], config: Config, config_file: Path | None, run: RunRole) -> int:
     """Run these roles, each in processes of its own, until SIGTERM or SIGINT; the exit code. Raises CannotStart."""
+    allow_many()
     config_fd = os.memfd_create("segnode-config")
     Inherited(config_file, config_fd).keep(config)
     inherited = {role: Inherited(config_file, config_fd, _listen(role, config)) for role in roles}

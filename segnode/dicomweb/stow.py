@@ -30,7 +30,7 @@ _LONGEST_REASON: Final = 64
 _KEPT_TOGETHER: Final = 8
 _KEPT_ALONE: Final = 8 << 20
 # How many such groups wait while another is kept.
-_MOST_KEPT_LATER: Final = 2
+_MOST_KEPT_LATER: Final = 1
 _TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}" or "{XML}", or {DICOM}'
 
 

@@ -1,9 +1,12 @@
-"""A process that has more descriptors open than select(2) knows asks and sends like any other."""
+"""Many descriptors: a process that has more open than select(2) knows, and one that is allowed few by default."""
 
+import resource
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+from segnode.testing.processes import descendants
 from segnode.testing.servers import segnode
 
 # Every descriptor that is opened from here on has a number above 1023.
@@ -46,3 +49,16 @@ def test_it_echoes_stores_finds_and_gets(tmp_path: Path, ct: Path) -> None:
     version, stored, found = asked.stdout.splitlines() or [asked.stderr] * 3
     assert version.startswith("SEGNODE")
     assert (stored, found) == ("['status 0x0000']", "True"), asked.stderr
+
+
+def test_node_has_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    """Also where shells and systemd allow few by default: a hundred uploads and associations need a few thousand."""
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, most))
+        try:
+            node = stack.enter_context(segnode(tmp_path / "node", "models = []\nrules = []"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
+        allowed = {resource.prlimit(process, resource.RLIMIT_NOFILE) for process in descendants(node.process.pid)}
+    assert allowed == {(min(most, 1 << 16), most)}

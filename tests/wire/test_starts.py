@@ -24,7 +24,7 @@ def test_nothing_piles_up_over_dozens_of_starts(tmp_path: Path, monkeypatch: pyt
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
-    table = f'dicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\ndimse_processes = 1\n'
+    table = f'dicom = "127.0.0.1:{free_port()}"\nhttp = "127.0.0.1:{free_port()}"\ndimse_processes = 1\nweb_workers = 1\n'
     (tmp_path / "segnode.toml").write_text(f"models = []\nrules = []\n[node]\n{table}")
     own = Path(f"/proc/{os.getpid()}")
     left, ours = [], []
