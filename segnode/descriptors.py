@@ -1,4 +1,4 @@
-"""Descriptors: having enough, waiting for some by poll(2), as select(2) knows none above 1023, and letting go of inherited ones."""
+"""Descriptors: having enough, waiting by poll(2), as select(2) knows none above 1023, and letting go of inherited ones."""
 
 import os
 import resource

@@ -9,7 +9,8 @@ from segnode.testing.servers import orthanc_program
 from tests.conftest import absent
 
 
-@pytest.mark.timeout(300)
+# Its own limits add up to four minutes and what it takes to look at what is left: what is stuck then is named.
+@pytest.mark.timeout(480)
 def test_chaos_loses_and_doubles_nothing() -> None:
     """Every acknowledged image is held once, every series has one SEG in the archive, and no job is stuck."""
     if orthanc_program() is None:
