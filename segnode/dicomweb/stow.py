@@ -1,12 +1,12 @@
 """STOW-RS (PS3.18 10.5): the body goes to disk part by part, and each object is received as its part ends."""
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Final, Protocol
 
 import structlog
@@ -26,11 +26,12 @@ _log = structlog.get_logger()
 
 _LARGEST_BODY: Final = 64 << 30
 _LONGEST_REASON: Final = 64
-# Objects that come one after the other are kept together, unless one is so long that it is worth the effort alone.
+# Objects that come within a moment are kept together, unless one is so long that it is worth the effort alone.
 _KEPT_TOGETHER: Final = 8
 _KEPT_ALONE: Final = 8 << 20
-# How many such groups wait while another is kept.
-_MOST_KEPT_LATER: Final = 1
+_A_MOMENT_S: Final = 0.01
+# Of such groups, the one that is kept, one that waits and one that grows.
+_MOST_GROUPS: Final = 3
 _TAKEN: Final = f'the body must be multipart/related of type="{DICOM}" or type="{JSON}" or "{XML}", or {DICOM}'
 
 
@@ -86,6 +87,45 @@ def _failed(refusal: Refusal) -> Json:
     return attributes_json(attributes)
 
 
+class _Group:
+    """Objects that are kept at once: they share a commit, and the writing of the file system's journal.
+
+    One that comes alone need not wait for others that may take long.
+    """
+
+    def __init__(self, first: Examined) -> None:
+        self._lock = threading.Lock()
+        self._is_whole = threading.Event()
+        self._examined: list[Examined] = []
+        self.take(first)
+
+    def take(self, examined: Examined) -> bool:
+        """Add an object; not where the group is whole."""
+        with self._lock:
+            if self._is_whole.is_set():
+                return False
+            self._examined.append(examined)
+            if len(self._examined) == _KEPT_TOGETHER or examined.spool.size > _KEPT_ALONE:
+                self._is_whole.set()
+            return True
+
+    def close(self) -> None:
+        """Nothing more is to be added."""
+        with self._lock:
+            self._is_whole.set()
+
+    def whole(self) -> Sequence[Examined]:
+        """All objects, once there are as many as may be, or a moment has passed."""
+        self._is_whole.wait(_A_MOMENT_S)
+        self.close()
+        return self._examined
+
+    def discard(self) -> None:
+        """Delete the files that are not kept."""
+        for examined in self._examined:
+            examined.spool.discard()
+
+
 class _Reception:
     """What becomes of the objects of one request; the objects behind one that is refused go on."""
 
@@ -99,46 +139,39 @@ class _Reception:
         self._went_well = False
         self._instances: list[Instance] = []
         self._refusals: list[Refusal] = []
-        self._waiting: list[Examined] = []
-        self._keeping: deque[tuple[Sequence[Examined], Future[None]]] = deque()
+        self._keeping: deque[tuple[_Group, Future[None]]] = deque()
         self._keeper = ThreadPoolExecutor(1)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was received or refused yet."""
-        return not (self._instances or self._refusals or self._waiting or self._keeping)
+        return not (self._instances or self._refusals or self._keeping)
 
     def receive_in_turn(self, spool: Spool) -> None:
         """Keep a complete object after those before it, while more of the message comes. Raises Refusal."""
         spool.complete()
-        self._waiting.append(examine(spool))
-        if len(self._waiting) == _KEPT_TOGETHER or spool.size > _KEPT_ALONE:
-            self._keep_waiting()
-        if len(self._keeping) > _MOST_KEPT_LATER:
+        examined = examine(spool)
+        if not (self._keeping and self._keeping[-1][0].take(examined)):
+            group = _Group(examined)
+            self._keeping.append((group, self._keeper.submit(copy_context().run, self._keep, group)))
+        if len(self._keeping) > _MOST_GROUPS:
             self._settle_one()
 
     def settle(self) -> None:
         """Have everything kept, or refused, that came whole."""
-        self._keep_waiting()
         while self._keeping:
             self._settle_one()
 
-    def _keep_waiting(self) -> None:
-        some, self._waiting = self._waiting, []
-        if some:
-            self._keeping.append((some, self._keeper.submit(copy_context().run, self._keep, some)))
-
     def _settle_one(self) -> None:
-        some, kept = self._keeping.popleft()
+        group, kept = self._keeping.popleft()
+        group.close()
         try:
             kept.result()
         finally:
-            for examined in some:
-                examined.spool.discard()
+            group.discard()
 
-    def _keep(self, some: Sequence[Examined]) -> None:
-        """Keep objects at once: they share a commit, and the writing of the file system's journal."""
-        for outcome in self._receiver.receive_all(some, self._study, self._association, self._sender):
+    def _keep(self, group: "_Group") -> None:
+        for outcome in self._receiver.receive_all(group.whole(), self._study, self._association, self._sender):
             if isinstance(outcome, Refusal):
                 self.refuse(outcome)
             else:
@@ -166,8 +199,8 @@ class _Reception:
             self.settle()
         finally:
             self._keeper.shutdown(cancel_futures=True)
-            for examined in chain.from_iterable(some for some, _ in self._keeping):
-                examined.spool.discard()
+            for group, _ in self._keeping:
+                group.discard()
             for reason, number in Counter(map(str, self._refusals)).items():  # a line each would be a way to fill the disk
                 _log.warning("refused", reason=reason, objects=number)
             self._associations.end(self._association, well=self._went_well)
