@@ -20,7 +20,7 @@ from typing import Any, Final
 import click
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from sqlalchemy import Select, String, cast, insert, literal, select, true
+from sqlalchemy import Select, String, cast, func, insert, literal, select, true
 
 from segnode.dicom.header import Header
 from segnode.store.database import open_database
@@ -305,7 +305,7 @@ def _fill(database: Path, instances: int) -> None:
             header = Header(CTImageStorage, f"{uid}.0", f"1.9.{number}", uid, ExplicitVRLittleEndian, 0, attributes)
             if series:
                 header = replace(header, items={"SegmentSequence": [{"SegmentLabel": f"Label {number:04}"}]})
-            index.add(header, uid, 1, "", "made", time.time())
+            index.add(header, f"{number:012x}{series:04x}{0:016x}", 1, "", "made", time.time())
     engine = open_database(database)
     with engine.begin() as connection:
         connection.execute(insert(instance).from_select([c.name for c in instance.columns], _copies()))
@@ -318,7 +318,7 @@ def _copies() -> Select[Any]:
     number = cast(numbers.c.n, String)
     changed = {
         "SOPInstanceUID": instance.c.SeriesInstanceUID + "." + number,
-        "object_key": instance.c.object_key + "." + number,
+        "object_key": func.printf("%s%016x", func.substr(instance.c.object_key, 1, 16), numbers.c.n),
         "InstanceNumber": number,
     }
     copied = [changed.get(column.name, column) for column in instance.columns]
