@@ -12,7 +12,7 @@ from segnode.dicom.query import LEVELS, Asked, Level, Query, asked
 from segnode.dicomweb.metadata import Metadata
 from segnode.errors import BadRequest
 from segnode.store.index import Index
-from segnode.store.search import COUNTED, INDEXED, is_of, searchable
+from segnode.store.search import COUNTED, INDEXED, MOST_COUNTED, is_of, searchable
 
 MOST_RESULTS: Final = 10_000
 _CONTROLS: Final = ("limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "multiplevaluematching", "accept")
@@ -101,7 +101,8 @@ def warnings(wanted: Search, remaining: int, root: str) -> list[str]:
     if wanted.ignored:
         told.append(f"These attributes are not known at this level and have been ignored: {', '.join(wanted.ignored)}")
     if remaining:
-        told.append(f"There are {remaining} additional results that can be requested")
+        number = remaining if remaining <= MOST_COUNTED else f"more than {MOST_COUNTED}"
+        told.append(f"There are {number} additional results that can be requested")
     return [f"299 {root}: {text}" for text in told]
 
 

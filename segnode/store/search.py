@@ -87,6 +87,8 @@ OF_PATIENTS: Final = (
 _TABLE_OF: Final[Mapping[Level, Table]] = {"studies": study, "series": series, "instances": instance}
 _ITEMS_AT: Final[Mapping[str, Level]] = {"RequestAttributesSequence": "series", "SegmentSequence": "instances"}
 _AFTER_ANY: Final = "~"
+# Of what matches behind a page no more is counted: of a hundred thousand that takes longer than all else.
+MOST_COUNTED: Final = 10_000
 
 Rows = Callable[[str, Sequence[Any]], Iterator[Any]]
 
@@ -123,8 +125,9 @@ class _Searched:
 
 @dataclass(frozen=True)
 class Found:
-    """A page of matches, by UID, and how many there are after it: of each attribute, by keyword, the values in all of them.
+    """A page of matches, by UID: of each attribute, by keyword, the values in all of them, and how many there are after it.
 
+    More than MOST_COUNTED are not all counted.
     `requests` has, of series, the items of RequestAttributesSequence of each; `object_keys` the key of an object of each.
     """
 
@@ -177,7 +180,7 @@ def find(rows: Rows, query: Query, keywords: Sequence[str], limit: int, offset: 
     remaining = 0
     if len(found) > limit:
         count = _count(searched)
-        ((total,),) = rows(count.text, count.parameters)
+        ((total,),) = rows(count.text, count.with_values({_LIMIT: offset + limit + MOST_COUNTED + 1}))
         remaining = max(0, total - offset - limit)
     known = {keyword: [uid] * len(found[:limit]) for keyword, uid in query.within.items() if keyword in keywords}
     return _found(page.names, found[:limit], known, remaining)
@@ -397,8 +400,9 @@ def _page(searched: _Searched, keywords: Sequence[str]) -> _Statement:
 
 @lru_cache(maxsize=256)
 def _count(searched: _Searched) -> _Statement:
-    """A statement for the number of all that matches."""
-    return _compiled(select(func.count()).select_from(_matching(searched.query, _uid(searched.query.level)).subquery()))
+    """A statement for the number of what matches, _LIMIT at most."""
+    matching = _matching(searched.query, _uid(searched.query.level)).limit(bindparam("limit", _LIMIT))
+    return _compiled(select(func.count()).select_from(matching.subquery()))
 
 
 def _matching(query: Query, column: ColumnElement[Any]) -> Select[Any]:

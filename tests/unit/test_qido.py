@@ -1,10 +1,19 @@
 """What the parameters of a QIDO-RS search mean."""
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
+import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from segnode.dicom.header import Header
 from segnode.dicom.query import Between, Exactly, Name, Number, Query, Wildcard, Words
-from segnode.dicomweb.qido import MOST_RESULTS, parse_search
+from segnode.dicomweb.metadata import Metadata
+from segnode.dicomweb.qido import MOST_RESULTS, parse_search, search, warnings
 from segnode.errors import BadRequest
+from segnode.store.database import open_database
+from segnode.store.index import Arrival, Index
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,21 @@ def test_no_more_than_a_bound() -> None:
     """However many are asked for, there is a most of what is answered at once."""
     assert parse_search("studies", {}, [("limit", "999999999")]).limit == MOST_RESULTS
     assert parse_search("studies", {}, []).limit == MOST_RESULTS
+
+
+@pytest.mark.parametrize(("offset", "said"), [(0, "more than 10000"), (1, "10000"), (10_000, "1")])
+def test_what_remains_is_counted_up_to_a_bound(tmp_path: Path, offset: int, said: str) -> None:
+    """Of 10,002 matches one is answered: how many follow is said, or that there are more than is counted."""
+    index = Index(open_database(tmp_path / "index.sqlite"))
+    header = Header(CTImageStorage, "1.2", "1.3", "1.4", ExplicitVRLittleEndian, 0, {})
+    arrivals = [
+        Arrival(replace(header, sop_instance_uid=f"1.2.{number}"), str(number), 1, "", "made", 0.0) for number in range(10_002)
+    ]
+    index.add_all(arrivals)
+    wanted = parse_search("instances", {}, [("limit", "1"), ("offset", str(offset))])
+    found, remaining = search(index, cast("Metadata", None), wanted, "http://")
+    assert len(found) == 1
+    assert warnings(wanted, remaining, "http://") == [f"299 http://: There are {said} additional results that can be requested"]
 
 
 @pytest.mark.parametrize(
