@@ -51,6 +51,7 @@ _Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]+$")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _Millimetres = Annotated[float, msgspec.Meta(gt=0)]
 _Processes = Annotated[int, msgspec.Meta(ge=1, le=64)]
+_CORES: Final = min(os.cpu_count() or 1, 4)
 _Voxels = Annotated[int, msgspec.Meta(ge=1)]
 _Associations = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -105,8 +106,8 @@ class NodeConfig(_Table, frozen=True):
     dicom_tls: _Text | None = None
     http: _Text = "127.0.0.1:8080"
     data: _Text = "./segnode-data"
-    dimse_processes: _Processes = min(os.cpu_count() or 1, 4)
-    web_workers: _Processes = min(os.cpu_count() or 1, 4)
+    dimse_processes: _Processes = _CORES
+    web_workers: _Processes = _CORES
 
 
 class ApiKeyConfig(_Table, frozen=True):

@@ -88,7 +88,7 @@ def _failed(refusal: Refusal) -> Json:
 
 
 class _Group:
-    """Objects that are kept at once: they share a commit, and the writing of the file system's journal.
+    """Objects that are kept at once: they share a commit, and are written to the disk side by side.
 
     One that comes alone need not wait for others that may take long.
     """

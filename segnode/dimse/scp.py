@@ -71,7 +71,8 @@ class StorageScp:
             server.shutdown()
         for association in associations:
             association.abort(block=False)
-        # Its connection is closed as soon as it is killed, whether or not the peer has been told by then.
+        # Its connection is closed as soon as it is killed, whether or not the peer has been told by then. Of what it has
+        # sent pynetdicom tells only who hears of every PDU, of which those who store have thousands.
         deadline = time.monotonic() + _TOLD_WITHIN_S
         while any(map(_is_to_be_told, associations)) and time.monotonic() < deadline:
             time.sleep(_LOOK_S)

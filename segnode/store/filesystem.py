@@ -11,13 +11,13 @@ from typing import Final
 
 from segnode.errors import ConfigError, OutOfResources
 
+_SYNC_FILE_RANGE_WRITE: Final = 2
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 _MOUNT_POINT: Final = 4
 _FIRST_OPTIONAL: Final = 6
 # Not 9p and virtiofs: they bring a folder of the machine that a guest runs on, its processes see each other's locks, and
 # where they cannot map a file together SQLite refuses the write-ahead log at the start instead of losing rows later.
-_SYNC_FILE_RANGE_WRITE: Final = 2
 _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "ceph-fuse", "sshfs"))
 
 
@@ -68,7 +68,7 @@ def synchronise(path: Path | str) -> None:
 def begin_to_synchronise(descriptor: int) -> None:
     """Have the system begin to write a file to the disk, where it can be told to (sync_file_range(2)); nothing is said of it.
 
-    Of files that have all begun, the first that is synchronised has the file system's journal written for the others too.
+    Files that have all begun are written side by side, and with one write of the file system's journal, where it has one.
     """
     _sync_file_range()(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 

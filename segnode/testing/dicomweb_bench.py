@@ -5,7 +5,6 @@ answer takes longer with more that is held is measured on two nodes, of a thousa
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy import Select, String, cast, func, insert, literal, select, true
 
+from segnode.config import NodeConfig
 from segnode.dicom.header import Header
 from segnode.store.database import open_database
 from segnode.store.index import Index
@@ -90,7 +90,7 @@ def dicomweb(slices: int, size: int, runs: int, part: str | None) -> None:
 
 def _beside(folder: Path, slices: int, size: int, runs: int) -> None:
     with (
-        segnode(folder / "node", _NOTHING, web_workers=min(os.cpu_count() or 1, 4)) as node,
+        segnode(folder / "node", _NOTHING, web_workers=NodeConfig().web_workers) as node,
         orthanc(folder / "archive") as archive,
         bare(folder / "bare") as responder,
         ExitStack() as stack,

@@ -21,6 +21,7 @@ from typing import Final
 import click
 from pynetdicom import AllStoragePresentationContexts
 
+from segnode.config import NodeConfig
 from segnode.dicom.transfer_syntaxes import STORED_TRANSFER_SYNTAXES
 from segnode.store.database import open_database
 from segnode.store.index import Index
@@ -65,9 +66,8 @@ def dimse(slices: int, size: int, runs: int, only: str) -> None:
     with tempfile.TemporaryDirectory(prefix="segnode-bench-") as scratch:
         folder = Path(scratch)
         series = ct_series(folder / "ct", slices, size, 0)
-        processes = min(os.cpu_count() or 1, 4)
         with (
-            segnode(folder / "node", _SETTINGS, dimse_processes=processes) as node,
+            segnode(folder / "node", _SETTINGS, dimse_processes=NodeConfig().dimse_processes) as node,
             orthanc(folder / "archive", **LET_IN) as archive,
             storescp(folder / "storescp") as stream,
         ):

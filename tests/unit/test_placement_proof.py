@@ -80,8 +80,10 @@ class Node:
     def receive(self, images: Sequence[Dataset]) -> None:
         """Images come in, in this order."""
         for image in images:
+            file = BytesIO()
+            image.save_as(file, enforce_file_format=True)
             with self.objects.spool() as spool:
-                image.save_as(spool.path, enforce_file_format=True)
+                spool.write(file.getvalue())
                 spool.complete()
                 self.receiver.receive(spool)
 
